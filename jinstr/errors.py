@@ -1,0 +1,44 @@
+"""Errors that a user can act on: a stable code, one line, and the exit status of the process."""
+
+from __future__ import annotations
+
+
+class JinstrError(Exception):
+    """An error meant for the user. `code` is stable across releases, `exit_code` goes to the shell."""
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str):
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class ConfigError(JinstrError):
+    """A setting is wrong, unknown, unused or missing."""
+
+    exit_code = 78
+
+
+class DataError(JinstrError):
+    """Input data does not have the shape that was promised."""
+
+    exit_code = 65
+
+
+class StorageError(JinstrError):
+    """A file cannot be written, read back or verified."""
+
+    exit_code = 74
+
+
+class RunInUseError(JinstrError):
+    """Another process holds the run directory."""
+
+    exit_code = 73
+
+
+class NonFiniteError(JinstrError):
+    """Loss or gradient norm stopped being finite."""
+
+    exit_code = 70
