@@ -1,0 +1,129 @@
+"""`jinstr generate`: answers to a file of prompts, from one or several models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tqdm import tqdm
+
+from jinstr import errors
+from jinstr.decode import requests
+from jinstr.decode import sampler as sampler_lib
+from jinstr.decode import text as text_lib
+from jinstr.train import serving
+
+
+def generate(
+    *,
+    models: str,
+    input: str,
+    output: str,
+    answers: int,
+    temperatures: str,
+    sampling: sampler_lib.SamplingConfig,
+    batch_rows: int,
+    step: int | None,
+    weights: str,
+    template: str,
+) -> dict:
+    """Write `answers` answers for each prompt, model and temperature; see `decode.requests` for the files.
+
+    models: "RUN_DIR" or "name=RUN_DIR,name=RUN_DIR". temperatures: "0.7" or "0.7,1.0". Interrupted, the same command
+    goes on where it stopped: an answer depends on its prompt, model, temperature, number and settings only, never on
+    the batch it was written in. One model is in memory at a time.
+    """
+    runs = parse_models(models)
+    degrees = parse_temperatures(temperatures)
+    prompts = requests.read_prompts(input)
+    log = requests.AnswerLog(f"{output}.answers.jsonl")
+    kept: dict[str, list[dict]] = {prompt["id"]: [] for prompt in prompts}
+    made = 0
+    try:
+        for name, run_dir in runs:
+            run = serving.load_run(run_dir, step, weights=weights, template=template)
+            for degree in degrees:
+                setting = dataclasses.replace(sampling, temperature=degree)
+                sampler = text_lib.TextSampler(*run[:4], setting)
+                identity = [run_dir, run.step, weights, template, dataclasses.asdict(setting)]
+                wanted = []  # (prompt, number of the answer, key)
+                for prompt in prompts:
+                    # Greedy answers are all alike: one is enough.
+                    for number in range(answers if degree > 0 else 1):
+                        key = requests.digest([identity, prompt, number])
+                        wanted.append((prompt, number, key))
+                todo = [item for item in wanted if item[2] not in log.answers]
+                bar = tqdm(
+                    total=len(wanted),
+                    initial=len(wanted) - len(todo),
+                    desc=f"{name} T={degree:g}",
+                    unit="answer",
+                    disable=None,
+                )
+                for (prompt, _, key), answer in answer_each(sampler, todo, degree, batch_rows):
+                    log.add(
+                        {
+                            "key": key,
+                            "id": prompt["id"],
+                            "model": name,
+                            "temperature": degree,
+                            "step": run.step,
+                            "text": answer.text,
+                            "finish": answer.finish,
+                            "tokens": len(answer.ids),
+                            "logp": round(answer.logp, 4),
+                        }
+                    )
+                    made += 1
+                    bar.update()
+                bar.close()
+                for prompt, _, key in wanted:
+                    # The name is today's: the log may hold the answer under another one.
+                    kept[prompt["id"]].append(log.answers[key] | {"model": name})
+    finally:
+        log.close()
+    rows = list(requests.sheet(prompts, kept))
+    requests.write_jsonl(output, rows)
+    total = sum(map(len, kept.values()))
+    distinct = sum(len(row["responses"]) for row in rows)
+    print(f"{output}: {len(prompts)} prompts, {distinct} distinct of {total} answers, {made} new")
+    return {"prompts": len(prompts), "answers": total, "distinct": distinct, "new": made}
+
+
+def answer_each(sampler: text_lib.TextSampler, todo: list, degree: float, batch_rows: int):
+    """((prompt, number, key), Answer) of each wanted item as batches finish."""
+    ids = []
+    for prompt, _, _ in todo:
+        turns = zip(prompt["roles"], prompt["contents"])
+        ids.append(sampler.prompt_ids([{"role": r, "content": c} for r, c in turns]))
+        if len(ids[-1]) > sampler.longest_prompt:
+            raise errors.DataError(
+                "JI-GENERATE-005",
+                f"prompt {prompt['id']!r} has {len(ids[-1])} tokens; with max_new_tokens="
+                f"{sampler.sampling.max_new_tokens} the model takes {sampler.longest_prompt}",
+            )
+    rows = [text_lib.row_id(prompt["id"], degree, number) for prompt, number, _ in todo]
+    for index, answer in sampler.answer_all(ids, rows, batch_rows):
+        yield todo[index], answer
+
+
+def parse_models(models: str) -> list[tuple[str, str]]:
+    """ "name=RUN_DIR,…" or "RUN_DIR" → [(name, RUN_DIR)]; a directory without a name is its own name."""
+    pairs = []
+    for part in filter(None, (part.strip() for part in models.split(","))):
+        name, equals, run_dir = part.partition("=")
+        pairs.append((name, run_dir if equals else name))
+    names = [name for name, _ in pairs]
+    if not pairs or len(set(names)) < len(names):
+        raise errors.ConfigError(
+            "JI-GENERATE-006", f"MODELS={models!r}: give name=RUN_DIR,… with distinct names"
+        )
+    return pairs
+
+
+def parse_temperatures(temperatures: str | float) -> list[float]:
+    """ "0.7,1.0" or 0.7 → [0.7, 1.0]."""
+    try:
+        return [float(part) for part in str(temperatures).split(",")]
+    except ValueError:
+        message = f"TEMPERATURES={temperatures!r}: numbers, comma separated"
+        raise errors.ConfigError("JI-GENERATE-007", message) from None

@@ -1,0 +1,73 @@
+"""The token-and-mask audit: what is trained in a rendered conversation is the answers, all of them, and nothing else.
+
+It looks at the result of rendering, not at how it was made: trained stretches are decoded and held against the text of
+the answers. A template or tokenizer that silently trains on prompts, or never on the end of a turn, is found here.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jinstr import errors
+
+NO_TRAINED_TOKEN = "no trained token"
+UNTRAINED_END = "untrained end of turn"
+TRAINED_PROMPT = "trained prompt token"
+UNTRAINED_ANSWER = "untrained answer token"
+
+
+def trained_stretches(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Maximal runs [start, end) of True in a bool [n] array."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2])]
+
+
+def _bare(text: str) -> str:
+    """Text without what normalisation profiles may change: width, composition, spaces and wave dashes."""
+    text = unicodedata.normalize("NFKC", text).replace("〜", "~")
+    return "".join(text.split())
+
+
+def problems(
+    messages: Sequence[Mapping], tokens: np.ndarray, mask: np.ndarray, template, tokenizer
+) -> tuple[str, ...]:
+    """Findings for a rendered conversation whose every assistant turn is to be trained; () when all is well.
+
+    Args: tokens i32 [n + 1]; mask bool [n + 1], True = trained as a target. template gives `stop_ids`, the ids that end
+    a turn (empty for templates that end turns with text alone).
+    """
+    stretches = trained_stretches(mask)
+    if not stretches:
+        return (NO_TRAINED_TOKEN,)
+    found = []
+    answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+    stops = set(template.stop_ids)
+    texts = []
+    for start, end in stretches:
+        ids = tokens[start:end].tolist()
+        ended = [number for number, id in enumerate(ids) if id in stops]
+        if stops and not ended:
+            found.append(UNTRAINED_END)
+        body = ids[: ended[0]] if ended else ids
+        texts.append(_bare(tokenizer.decode(body)))
+    asked = [_bare(answer) for answer in answers]
+    if texts != asked:
+        # Joined over all turns: more text than the answers hold means that prompt was trained.
+        more = len("".join(texts)) > len("".join(asked)) or len(texts) > len(asked)
+        found.append(TRAINED_PROMPT if more else UNTRAINED_ANSWER)
+    return tuple(dict.fromkeys(found))
+
+
+def check_batch(batch: Mapping[str, np.ndarray]) -> None:
+    """Re-check one batch before training: something is trained, nothing in the padding is.
+
+    Errors: DataError.
+    """
+    weights, segments = batch["loss_weights"], batch["segment_ids"]
+    if not (weights > 0).any():
+        raise errors.DataError("JI-AUDIT-001", "the batch holds no trained token; look: jinstr inspect")
+    if (weights[segments == 0] != 0).any():
+        raise errors.DataError("JI-AUDIT-002", "the batch trains padding; prepare the data again")

@@ -1,0 +1,241 @@
+"""Prepared sets to batches: the rows of step s are a closed-form function of (seed, s).
+
+Rows of a run are numbered slots, `batch_rows` per step; mixing.Schedule says which source fills a slot with its how
+manieth row, and an index permutation (another one in every epoch) says which packed row that is. No state, no replay:
+a checkpoint keeps the step number. Hosts take consecutive parts of a step's slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+import xxhash
+
+from jinstr import errors
+from jinstr.data import batching, mixing, packing, prepared
+
+_ENDLESS = 1 << 40  # length of the step sequence shown to grain; training stops by itself
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How rows become batches."""
+
+    seq_len: int  # places in a row
+    batch_rows: int  # rows in a batch, over all hosts
+    seed: int = 0  # orders rows; does not touch what is in a row
+    rate_unit: str = "tokens"  # what sources' rates count: tokens | examples | passes
+    phases: tuple[tuple[int, tuple[float, ...]], ...] = ()  # later rates: (from step, rate of each source)
+    prefetch: int = 4  # batches read ahead by `iterate`
+
+
+class _Source:
+    """One packed set of the mixture."""
+
+    def __init__(self, source: prepared.PreparedSource, seq_len: int):
+        self.name, self.rate = source.name, source.rate
+        self.set = prepared.PreparedSet(source.path)
+        if self.set.kind not in ("lm", "chat"):
+            raise errors.ConfigError(
+                "JI-LOAD-001",
+                f"{source.name} holds {self.set.kind} records, which are not rows of text to train on; "
+                "use text or conversations here",
+            )
+        index = packing.load(self.set.path, seq_len)
+        if index is None:
+            cut = self.set.kind == "lm"
+            index = packing.build(self.set.lengths, seq_len=seq_len, cut=cut)
+            packing.save(index, self.set.path)
+        if index.num_rows == 0:
+            raise errors.DataError(
+                "JI-LOAD-002",
+                f"{source.name}: nothing to train on at SEQ_LEN={seq_len} "
+                f"({len(self.set)} records, {index.dropped} too long)",
+            )
+        self.index = index
+        self.num_rows = index.num_rows
+        self.num_examples = self.set.manifest["counts"]["examples"] - index.dropped
+
+    @property
+    def text_bytes(self) -> float:
+        """Weighted UTF-8 bytes of the text behind all rows."""
+        kept = np.ones(len(self.set), bool)
+        if self.set.kind != "lm":
+            kept = np.asarray(self.set.lengths) <= self.index.seq_len
+        return float(self.set.text_bytes[kept].sum())
+
+
+class Loader:
+    """Batches of a mixture of prepared sets, by step."""
+
+    def __init__(self, sources: Sequence[prepared.PreparedSource], config: LoaderConfig):
+        """Open the sets and pack them for `config.seq_len` where that was not done yet.
+
+        Errors: ConfigError when the sets were prepared with different tokenizers, or rates do not fit.
+        """
+        self.config = config
+        self._sources = [_Source(source, config.seq_len) for source in sources]
+        tokens = [source.set.manifest["tokens"] for source in self._sources]
+        if len({facts["tokenizer"] for facts in tokens}) != 1:
+            raise errors.ConfigError(
+                "JI-LOAD-003",
+                "sources were prepared with different tokenizers: "
+                + ", ".join(f"{s.name}={t['tokenizer']}" for s, t in zip(self._sources, tokens)),
+            )
+        self.pad_id: int = tokens[0]["pad_id"]
+        phases = ((0, tuple(source.rate for source in self._sources)), *config.phases)
+        self._asked = [(step * config.batch_rows, rates) for step, rates in phases]
+        self._schedule = mixing.Schedule(
+            [(slot, self._row_shares(rates)) for slot, rates in self._asked]
+        )
+        self._ends = np.cumsum([source.num_rows for source in self._sources])
+        self.num_rows = int(self._ends[-1])
+        self.bytes_total = sum(source.text_bytes for source in self._sources)
+        self.fingerprint = xxhash.xxh3_64_hexdigest(
+            repr([(s.name, s.rate, s.set.fingerprint) for s in self._sources]) + repr(config)
+        )
+
+    def _row_shares(self, rates: Sequence[float]) -> np.ndarray:
+        if len(rates) != len(self._sources):
+            raise errors.ConfigError(
+                "JI-LOAD-004", f"{len(rates)} rates for {len(self._sources)} sources"
+            )
+        rows = [source.num_rows for source in self._sources]
+        examples = [source.num_examples for source in self._sources]
+        return mixing.row_shares(rates, self.config.rate_unit, rows, examples)
+
+    def steps_for_epochs(self, epochs: float) -> int:
+        """Steps in which as many rows are drawn as `epochs` passes over all sources hold."""
+        return max(1, math.ceil(epochs * self.num_rows / self.config.batch_rows))
+
+    def shares(self, step: int) -> dict[str, dict[str, float]]:
+        """Asked and realised share of each source in steps 0 to `step` - 1, in `rate_unit`, and its epochs so far."""
+        rows_S = self._schedule.counts(step * self.config.batch_rows)
+        per_row = {
+            "tokens": [1.0 for _ in self._sources],
+            "examples": [source.num_examples / source.num_rows for source in self._sources],
+            "passes": [1 / source.num_rows for source in self._sources],
+        }[self.config.rate_unit]
+        units_S = rows_S * np.array(per_row)
+        rates = [rates for slot, rates in self._asked if slot <= step * self.config.batch_rows][-1]
+        return {
+            source.name: {
+                "asked": rate / sum(rates),
+                "realised": float(units / max(1e-9, units_S.sum())),
+                "epochs": float(rows / source.num_rows),
+            }
+            for source, rate, units, rows in zip(self._sources, rates, units_S, rows_S)
+        }
+
+    def _rows(self, step: int, host: int, num_hosts: int) -> list[tuple[int, int]]:
+        """(source, packed row) of each row that a host reads in a step."""
+        rows = self.config.batch_rows
+        if rows % num_hosts:
+            raise errors.ConfigError(
+                "JI-LOAD-005",
+                f"{rows} rows in a batch do not divide over {num_hosts} hosts; change BATCH_TOKENS",
+            )
+        first = step * rows + host * (rows // num_hosts)
+        located = self._schedule.locate(range(first, first + rows // num_hosts))
+        return [(source, self._shuffled(source, ordinal)) for source, ordinal in located]
+
+    def _shuffled(self, source: int, ordinal: int) -> int:
+        """The `ordinal`-th row of a source's endless sequence: every epoch is another permutation of its rows."""
+        epoch, place = divmod(ordinal, self._sources[source].num_rows)
+        seed = f"{self.config.seed}\0{self._sources[source].name}\0{epoch}"
+        return grain.experimental.index_shuffle(
+            place,
+            max_index=self._sources[source].num_rows - 1,
+            seed=xxhash.xxh3_64_intdigest(seed) & 0x7FFFFFFF,
+            rounds=4,
+        )
+
+    def _pieces(self, rows: Sequence[tuple[int, int]]) -> list[list[tuple]]:
+        """(record, start, length, source) of each segment of each row, one read per source."""
+        pieces = [
+            self._sources[source].index.pieces[slice(*self._sources[source].index.offsets[row : row + 2])]
+            for source, row in rows
+        ]
+        records: dict[tuple[int, int], object] = {}
+        for number, source in enumerate(self._sources):
+            mine = [p["record"] for p, (owner, _) in zip(pieces, rows) if owner == number]
+            wanted = np.unique(np.concatenate(mine)) if mine else np.empty(0, np.int64)
+            for index, record in zip(wanted.tolist(), source.set.read(wanted)):
+                records[number, index] = record
+        return [
+            [(records[owner, record], start, length, owner) for record, start, length in row.tolist()]
+            for row, (owner, _) in zip(pieces, rows)
+        ]
+
+    def _batch(self, rows: Sequence[tuple[int, int]], empty: int = 0) -> dict[str, np.ndarray]:
+        """The batch of the given rows, followed by `empty` rows of padding."""
+        segments = []
+        for row in self._pieces(rows):
+            segments.append([])
+            for record, start, length, _ in row:
+                ids = record.tokens[start : start + length + 1]
+                chat = hasattr(record, "mask")
+                segments[-1].append((ids, record.mask if chat else None, record.weight if chat else 1.0))
+        return batching.assemble(
+            segments + [[] for _ in range(empty)], self.config.seq_len, self.pad_id
+        )
+
+    def read(self, step: int, host: int = 0, num_hosts: int = 1) -> dict[str, np.ndarray]:
+        """The batch of a step, or a host's consecutive part of its rows: i32 and f32 [batch_rows / num_hosts, T]."""
+        return self._batch(self._rows(step, host, num_hosts))
+
+    def example_ids(self, step: int, host: int = 0, num_hosts: int = 1) -> list[tuple[str, str, int]]:
+        """(source, example id, first target of the segment in its example's chunk order) of a step's segments.
+
+        The third number is part * 2^20 + start for text (chunk and window), the turn for conversations.
+        """
+        return [
+            (self._sources[owner].name, record.id, (record.part << 20) + start)
+            for row in self._pieces(self._rows(step, host, num_hosts))
+            for record, start, _, owner in row
+        ]
+
+    def iterate(
+        self, start_step: int, host: int = 0, num_hosts: int = 1
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(step, batch) from `start_step` on, without end, read ahead in a thread by grain."""
+        steps = grain.MapDataset.source(_Steps(self, host, num_hosts))
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.config.prefetch)
+        iterator = iter(steps.to_iter_dataset(options))
+        grain.experimental.set_next_index(iterator, start_step)
+        yield from iterator
+
+    def read_rows(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """The batch of the given rows (0 to num_rows - 1, sources in order); number -1 is a row of padding."""
+        owners = np.searchsorted(self._ends, rows, side="right")
+        filled = [
+            (int(owner), int(row - self._ends[owner] + self._sources[owner].num_rows))
+            for owner, row in zip(owners, rows)
+            if row >= 0
+        ]
+        return self._batch(filled, empty=len(rows) - len(filled))
+
+    def evaluation_batches(self, host: int = 0, num_hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
+        """Every row once, in order; the last batch is filled up with rows of padding."""
+        size = self.config.batch_rows
+        part = size // num_hosts
+        for first in range(0, self.num_rows, size):
+            rows = [r if r < self.num_rows else -1 for r in range(first, first + size)]
+            yield self.read_rows(rows[host * part : (host + 1) * part])
+
+
+class _Steps:
+    """The steps of a loader as a random-access source for grain."""
+
+    def __init__(self, loader: Loader, host: int, num_hosts: int):
+        self._loader, self._host, self._num_hosts = loader, host, num_hosts
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
+        return step, self._loader.read(step, self._host, self._num_hosts)

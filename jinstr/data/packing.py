@@ -1,0 +1,128 @@
+"""Which records share a row: best-fit-decreasing over windows of consecutive records, once per (set, T).
+
+Records lie in a random order already (prepare sorts by a hash), so a window of consecutive ones is a random sample and
+rows mix freely. Segments never see each other, hence epochs need no repacking: they only reorder rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+WINDOW = 4096  # records packed together: near-optimal fill at a few µs a record, in bounded memory
+PIECE = np.dtype([("record", "<i4"), ("start", "<i4"), ("length", "<i4")])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackIndex:
+    """Row r holds the pieces offsets[r] to offsets[r + 1]; a piece is targets start to start + length of a record."""
+
+    seq_len: int
+    offsets: np.ndarray  # i64 [rows + 1]
+    pieces: np.ndarray  # PIECE [pieces]
+    dropped: int  # records longer than seq_len that may not be cut
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def fill(self) -> float:
+        """Share of the places of all rows that hold a target."""
+        return float(self.pieces["length"].sum()) / max(1, self.num_rows * self.seq_len)
+
+
+def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Bins of at most `capacity`: longest first, each into the fullest bin that still takes it.
+
+    Args: lengths, int [n], each from 1 to capacity. Returns lists of indices into `lengths`.
+    """
+    bins: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by free places
+    rooms = 0  # bit r is set iff by_room[r] is not empty: finds the tightest fit in one shift
+    order = np.argsort(-lengths, kind="stable")
+    for index, n in zip(order.tolist(), lengths[order].tolist()):
+        fitting = rooms >> n
+        if fitting:
+            room = n + (fitting & -fitting).bit_length() - 1
+            chosen = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        bins[chosen].append(index)
+        if room > n:
+            by_room[room - n].append(chosen)
+            rooms |= 1 << (room - n)
+    return bins
+
+
+def _cut(first: int, lengths: np.ndarray, seq_len: int) -> np.ndarray:
+    """PIECE [p]: records first, first + 1, … cut into consecutive stretches of at most `seq_len` targets."""
+    counts = -(-lengths // seq_len)
+    record = np.repeat(np.arange(len(lengths)), counts)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    pieces = np.empty(len(record), PIECE)
+    pieces["record"] = first + record
+    pieces["start"] = number * seq_len
+    pieces["length"] = np.minimum(seq_len, lengths[record] - pieces["start"])
+    return pieces
+
+
+def build(lengths: np.ndarray, *, seq_len: int, cut: bool, window: int = WINDOW) -> PackIndex:
+    """Pack records of the given lengths (int [records], targets each) into rows of `seq_len`.
+
+    With `cut`, longer records become consecutive stretches (plain text); without, they are dropped and counted.
+    """
+    rows, dropped = [], 0
+    for first in range(0, len(lengths), window):
+        part = np.asarray(lengths[first : first + window], np.int64)
+        pieces = _cut(first, part, seq_len)
+        if not cut:
+            whole = part[pieces["record"] - first] <= seq_len
+            dropped += int((part > seq_len).sum())
+            pieces = pieces[whole]
+        rows += [pieces[sorted(row)] for row in best_fit_decreasing(pieces["length"], seq_len)]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype("<i8")
+    pieces = np.concatenate(rows) if rows else np.empty(0, PIECE)
+    return PackIndex(seq_len=seq_len, offsets=offsets, pieces=pieces, dropped=dropped)
+
+
+def _folder(set_path: pathlib.Path, seq_len: int) -> pathlib.Path:
+    return set_path / f"pack-{seq_len}"
+
+
+def load(set_path: pathlib.Path, seq_len: int) -> PackIndex | None:
+    """The stored index as memory maps, or None where this (set, T) has not been packed."""
+    folder = _folder(set_path, seq_len)
+    if not (folder / "pack.json").exists():
+        return None
+    return PackIndex(
+        seq_len=seq_len,
+        offsets=np.load(folder / "offsets.npy", mmap_mode="r"),
+        pieces=np.load(folder / "pieces.npy", mmap_mode="r"),
+        dropped=json.loads((folder / "pack.json").read_text())["dropped"],
+    )
+
+
+def save(index: PackIndex, set_path: pathlib.Path) -> None:
+    """Write the index beside the set, aside and renamed; of two processes that pack at once either may win."""
+    folder = _folder(set_path, index.seq_len)
+    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    aside.mkdir(parents=True, exist_ok=True)
+    np.save(aside / "offsets.npy", index.offsets)
+    np.save(aside / "pieces.npy", index.pieces)
+    facts = {"rows": index.num_rows, "fill": round(index.fill, 6), "dropped": index.dropped}
+    (aside / "pack.json").write_text(json.dumps(facts) + "\n")
+    try:
+        aside.rename(folder)
+    except OSError:
+        shutil.rmtree(aside)
+        if not (folder / "pack.json").exists():
+            raise

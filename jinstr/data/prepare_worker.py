@@ -1,0 +1,218 @@
+"""The child process that makes one prepared set: read, encode in worker processes, sort by hash, write shards.
+
+`python -m jinstr.data.prepare_worker REQUEST.json` is how prepare.py starts it, so that TensorFlow, which some sources
+import, lives and dies with this process. Encoded records are spilled to one file per (worker, shard) and each shard is
+then sorted by the record's hash: the bytes of the set do not depend on how many workers there were or who was first.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import msgpack
+import numpy as np
+import tqdm
+from array_record.python import array_record_module
+
+from jinstr import errors
+from jinstr.data import encoding, records
+
+BATCH_BYTES = 1 << 18  # text sent to a worker at once: large enough to hide the hand-over, small enough to balance
+BATCH_EXAMPLES = 512
+AHEAD = 4  # batches in flight per worker: bounds memory when reading is faster than encoding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What an encoding process needs to know. JSON types only: it travels through files and pipes."""
+
+    kind: str
+    source: str
+    tokenizer_path: str
+    template: str
+    seed: int
+    shards: int
+    audit: str
+    folder: str
+
+
+class _Encoder:
+    """State of one encoding process: the tokenizer and its open spill files."""
+
+    def __init__(self, job: Job):
+        from jinstr.text import templates, tokenizer
+
+        self.job = job
+        self.tokenizer = tokenizer.load(job.tokenizer_path)
+        self.template = None
+        if job.kind != "lm":
+            self.template = templates.load(job.template, self.tokenizer)
+        self.dtype = records.token_dtype(self.tokenizer.vocab_size)
+
+    def _spill(self, shard: int):
+        return open(f"{self.job.folder}/spill-{shard:05d}-{os.getpid()}", "ab")
+
+    def run(self, examples: list[dict]) -> collections.Counter:
+        """Encode a batch, append its records to the spill files, return counts."""
+        counts: collections.Counter = collections.Counter()
+        by_shard: dict[int, list[bytes]] = {}
+        for example in examples:
+            encoded = encoding.encode(
+                self.job.kind, self.job.source, example, self.tokenizer, self.template
+            )
+            self._count(counts, example, encoded)
+            bytes_left = encoded.text_bytes  # the first record of an example carries its bytes
+            for record in encoded.records:
+                key = records.order_key(self.job.seed, record.src, record.id, record.part)
+                entry = (key, records.pack(record, self.dtype), records.length(record), bytes_left)
+                by_shard.setdefault(key * self.job.shards >> 64, []).append(msgpack.packb(entry))
+                bytes_left = 0.0
+        for shard, entries in by_shard.items():
+            with self._spill(shard) as file:
+                file.write(b"".join(entries))
+        return counts
+
+    def _count(self, counts: collections.Counter, example: dict, encoded: encoding.Encoded) -> None:
+        counts["read"] += 1
+        for problem in encoded.problems:
+            if self.job.audit == "stop":
+                raise errors.DataError(
+                    "JI-AUDIT-003",
+                    f"{self.job.source}, example {example['id']}: {problem}; correct the example or template, "
+                    "or count and drop such examples with AUDIT=drop",
+                )
+            counts[f"audit/{problem}"] += 1
+        if encoded.problems:
+            encoded.records.clear()
+            counts["drop/audit"] += 1
+            return
+        if encoded.drop:
+            counts[f"drop/{encoded.drop}"] += 1
+            return
+        counts["examples"] += 1
+        counts["straddles"] += encoded.straddles
+        counts["utf8_bytes"] += _text_bytes(example)
+
+
+def _text_bytes(example: dict) -> int:
+    texts = [example["text"]] if "text" in example else list(example["contents"])
+    texts += [example[name] for name in ("chosen", "rejected") if name in example]
+    return sum(len(text.encode("utf-8")) for text in [*texts, *example.get("responses", ())])
+
+
+_encoder: _Encoder | None = None
+
+
+def _start(job: Job) -> None:
+    global _encoder
+    _encoder = _Encoder(job)
+
+
+def _run(examples: list[dict]) -> collections.Counter:
+    return _encoder.run(examples)
+
+
+def _batches(examples: Iterable[dict]) -> Iterator[list[dict]]:
+    """Examples in groups of about BATCH_BYTES of text."""
+    batch, size = [], 0
+    for example in examples:
+        batch.append(example)
+        size += _text_bytes(example)
+        if size >= BATCH_BYTES or len(batch) >= BATCH_EXAMPLES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode_all(examples: Iterable[dict], job: Job, workers: int) -> collections.Counter:
+    """Encode every example, in this process or in `workers` processes, with a progress bar."""
+    total: collections.Counter = collections.Counter()
+    bar = tqdm.tqdm(desc=f"prepare {job.source}", unit="B", unit_scale=True, mininterval=0.5)
+
+    def done(counts: collections.Counter) -> None:
+        total.update(counts)
+        bar.update(counts["utf8_bytes"])
+
+    with bar:
+        if workers == 1:
+            encoder = _Encoder(job)
+            for batch in _batches(examples):
+                done(encoder.run(batch))
+            return total
+        context = multiprocessing.get_context("spawn")
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,))
+        with pool:
+            waiting: set[concurrent.futures.Future] = set()
+            try:
+                for batch in _batches(examples):
+                    waiting.add(pool.submit(_run, batch))
+                    if len(waiting) >= AHEAD * workers:
+                        ready, waiting = concurrent.futures.wait(
+                            waiting, return_when=concurrent.futures.FIRST_COMPLETED
+                        )
+                        for future in ready:
+                            done(future.result())
+                for future in concurrent.futures.as_completed(waiting):
+                    done(future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return total
+
+
+def _write_shard(folder: str, shard: int, shards: int) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Sort a shard's spilled records by hash and write them; identical ones are written once."""
+    entries = []
+    for spill in sorted(pathlib.Path(folder).glob(f"spill-{shard:05d}-*")):
+        with open(spill, "rb") as file:
+            entries += msgpack.Unpacker(file, use_list=False, max_buffer_size=0)
+        spill.unlink()
+    entries.sort()
+    kept = [entry for n, entry in enumerate(entries) if n == 0 or entry[1] != entries[n - 1][1]]
+    path = pathlib.Path(folder) / f"shard-{shard:05d}-of-{shards:05d}"
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for entry in kept:
+        writer.write(entry[1])
+    writer.close()
+    facts = {"file": path.name, "records": len(kept), "duplicates": len(entries) - len(kept)}
+    lengths = np.array([entry[2] for entry in kept], "<i4")
+    return facts, lengths, np.array([entry[3] for entry in kept], "<f8")
+
+
+def build(job: Job, examples: Iterable[dict], workers: int) -> dict:
+    """Encode `examples` into the shards and length files of `job.folder`; return what the manifest needs to know."""
+    counts = _encode_all(examples, job, workers)
+    written = [_write_shard(job.folder, shard, job.shards) for shard in range(job.shards)]
+    lengths = np.concatenate([lengths for _, lengths, _ in written])
+    folder = pathlib.Path(job.folder)
+    np.save(folder / "lengths.npy", lengths)
+    np.save(folder / "text_bytes.npy", np.concatenate([text_bytes for _, _, text_bytes in written]))
+    drops = {name[5:]: count for name, count in sorted(counts.items()) if name.startswith("drop/")}
+    duplicates = sum(facts.pop("duplicates") for facts, _, _ in written)
+    if duplicates:
+        drops["identical record"] = duplicates
+    return {
+        "kind": job.kind,
+        "counts": {
+            "read": counts["read"],
+            "examples": counts["examples"],
+            "records": len(lengths),
+            "targets": int(lengths.sum()),
+            "utf8_bytes": counts["utf8_bytes"],
+            "straddles": counts["straddles"],
+        },
+        "drops": {job.source: drops},
+        "audit": {
+            job.source: {
+                name[6:]: count for name, count in sorted(counts.items()) if name.startswith("audit/")
+            }
+        },
+        "shards": [facts for facts, _, _ in written],
+    }

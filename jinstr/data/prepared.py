@@ -1,0 +1,142 @@
+"""A prepared set on disk, and how to read it. numpy, msgpack and ArrayRecord only.
+
+    <set>/manifest.json             what it is, where it came from, what was dropped; written last
+    <set>/shard-00000-of-00004      ArrayRecord, one msgpack record each (records.py)
+    <set>/lengths.npy               i32 [records]: targets of each record
+    <set>/text_bytes.npy            f64 [records]: UTF-8 bytes of the trained text, times its weight
+    <set>/pack-<T>/                 rows of T places (packing.py)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from array_record.python import array_record_module
+
+from jinstr import errors
+from jinstr.data import records
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedSource:
+    """A prepared set as one source of a mixture."""
+
+    path: str
+    name: str
+    rate: float = 1.0
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """xxh3 of a file's bytes, hex."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_prepared(path: str | pathlib.Path) -> bool:
+    """Whether a folder holds a finished prepared set."""
+    return (pathlib.Path(path) / MANIFEST).is_file()
+
+
+class PreparedSet:
+    """Records of one kind from one source, by number. Reading is thread-safe."""
+
+    def __init__(self, path: str | pathlib.Path, verify: bool = False):
+        """Open a set; `verify` rehashes every file instead of comparing sizes.
+
+        Errors: StorageError when the manifest is missing or of another format, or a file does not match it.
+        """
+        self.path = pathlib.Path(path)
+        if not is_prepared(self.path):
+            raise errors.StorageError(
+                "JI-PREP-001", f"{self.path} is not a prepared set: it has no {MANIFEST}"
+            )
+        self.manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        if self.manifest.get("format") != FORMAT:
+            raise errors.StorageError(
+                "JI-PREP-002",
+                f"{self.path}: format {self.manifest.get('format')}, this version reads {FORMAT}; prepare it again",
+            )
+        self._check_files(verify)
+        self.kind: str = self.manifest["kind"]
+        self.dtype: str = self.manifest["tokens"]["dtype"]
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self.lengths: np.ndarray = np.load(self.path / "lengths.npy", mmap_mode="r")
+        self.text_bytes: np.ndarray = np.load(self.path / "text_bytes.npy", mmap_mode="r")
+        self._ends = np.cumsum([shard["records"] for shard in self.manifest["shards"]])
+        self._lock = threading.Lock()
+
+    def _check_files(self, verify: bool) -> None:
+        for name, facts in self.manifest["files"].items():
+            file = self.path / name
+            size = file.stat().st_size if file.exists() else None
+            if size != facts["bytes"]:
+                raise errors.StorageError(
+                    "JI-PREP-003",
+                    f"{file}: {size} bytes, the manifest says {facts['bytes']}; remove {self.path} and prepare again",
+                )
+            if verify and file_digest(file) != facts["xxh3"]:
+                raise errors.StorageError(
+                    "JI-PREP-004",
+                    f"{file}: its bytes changed since it was written; remove {self.path} and prepare again",
+                )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @functools.cached_property
+    def _readers(self) -> list[array_record_module.ArrayRecordReader]:
+        """One open reader per shard. ArrayRecord opens a missing file as empty, so counts are compared."""
+        readers = []
+        for shard in self.manifest["shards"]:
+            reader = array_record_module.ArrayRecordReader(
+                str(self.path / shard["file"]), "readahead_buffer_size:0"
+            )
+            if reader.num_records() != shard["records"]:
+                raise errors.StorageError(
+                    "JI-PREP-005",
+                    f"{self.path / shard['file']}: {reader.num_records()} records, "
+                    f"the manifest says {shard['records']}",
+                )
+            readers.append(reader)
+        return readers
+
+    def read_bytes(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
+        """The packed records of the given numbers, in the order asked; one read per shard."""
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
+            raise IndexError(f"record numbers outside 0..{len(self) - 1}: {indices.tolist()}")
+        shards = np.searchsorted(self._ends, indices, side="right")
+        found: list[bytes] = [b""] * len(indices)
+        with self._lock:
+            for shard in np.unique(shards).tolist():
+                places = np.flatnonzero(shards == shard)
+                first = self._ends[shard] - self.manifest["shards"][shard]["records"]
+                data = self._readers[shard].read((indices[places] - first).tolist())
+                for place, packed in zip(places.tolist(), data, strict=True):
+                    found[place] = packed
+        return found
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[records.Record]:
+        """The records of the given numbers, in the order asked."""
+        return [records.unpack(self.kind, data, self.dtype) for data in self.read_bytes(indices)]
+
+    def find(self, id: str) -> list[int]:
+        """Numbers of the records that came from the example `id` (reads the whole set)."""
+        found = []
+        for first in range(0, len(self), 1024):
+            numbers = range(first, min(first + 1024, len(self)))
+            found += [n for n, record in zip(numbers, self.read(numbers)) if record.id == id]
+        return found

@@ -1,0 +1,202 @@
+"""One decoding step: a copy of the parameters laid out for it, the key/value cache, and the arithmetic.
+
+The same function as `models.decoder.forward` with a cache and one token a row (the tests hold the two equal for every
+family), arranged for speed: layers unrolled, projections that read the same input fused into one matrix, keys and
+values of each layer in arrays of their own, so that a step writes one slot in place and copies nothing.
+
+B batch, P prompt places, S cache slots, D width, V vocabulary, N query heads, K key/value heads, G = N // K,
+X = B·K, H head size. A cache array is [X, S, H]: batch and head are one axis because XLA would merge them for the
+matrix product, and on CPU that reshape of a freshly written cache costs four copies of it in every step.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jinstr.models import attention, decoder, layers
+from jinstr.models import config as config_lib
+
+# Prompts are read in pieces of this many places, which bounds the [places, slots] scores of the reference attention.
+PREFILL_PLACES = 256
+
+
+def _fuse(parts: list[dict]) -> dict:
+    """Linear layers of one input as one: kernels [in, a], [in, b], … → [in, a + b + …], biases likewise."""
+    return {
+        name: jnp.concatenate([part[name] for part in parts], axis=-1)
+        for name in ("kernel", "bias")
+        if name in parts[0]
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def serving_params(config: config_lib.DecoderConfig, params: dict) -> dict:
+    """Parameters for `step`, in the compute type: {"embedding", "head" [D, V], "norm_final", "layers": [L dicts]}."""
+    params = jax.tree.map(lambda leaf: leaf.astype(decoder.compute_dtype(config)), params)
+    unstacked = []
+    for i in range(config.num_layers):
+        block = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
+        projections, mlp = block["attention"], block["mlp"]
+        inward = [mlp["gate"], mlp["up"]] if config.gated_mlp else [mlp["up"]]
+        unstacked.append(
+            {name: value for name, value in block.items() if name.startswith("norm_")}
+            | {name: value for name, value in projections.items() if name.endswith("_norm")}
+            | {
+                "qkv": _fuse([projections[name] for name in ("query", "key", "value")]),
+                "out": projections["out"],
+                "inward": _fuse(inward),
+                "down": mlp["down"],
+            }
+        )
+    return {
+        "embedding": params["embed"]["embedding"],
+        "head": decoder.head_kernel(config, params),
+        "norm_final": params["norm_final"],
+        "layers": unstacked,
+    }
+
+
+def _linear(layer: dict, x):
+    y = x @ layer["kernel"]
+    return y + layer["bias"] if "bias" in layer else y
+
+
+def _norm(config, layer: dict, x, kind: str = ""):
+    """`layers.Norm` as a function of its parameters."""
+    kind = kind or config.norm
+    y = x.astype(jnp.float32)
+    if kind == "layer":
+        y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + config.norm_epsilon)
+    y = y * (layer["scale"].astype(jnp.float32) + (1.0 if config.norm_plus_one else 0.0))
+    if kind == "layer":
+        y = y + layer["bias"].astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+def _attend(config, q_BNH, k_XSH, v_XSH, visible_BS):
+    """Attention of one query a row over the cache: [B, N·H]."""
+    B, N, H = q_BNH.shape
+    K = config.num_kv_heads
+    scale = config.query_scale or config.head_dim**-0.5
+    q_XGH = (q_BNH * jnp.asarray(scale, q_BNH.dtype)).reshape(B * K, N // K, H)
+    scores_XGS = jnp.einsum("xgh,xsh->xgs", q_XGH, k_XSH, preferred_element_type=jnp.float32)
+    if config.attention_softcap:
+        scores_XGS = config.attention_softcap * jnp.tanh(scores_XGS / config.attention_softcap)
+    visible_XS = jnp.repeat(visible_BS, K, axis=0)
+    scores_XGS = jnp.where(visible_XS[:, None], scores_XGS, attention.MASKED)
+    weights_XGS = jax.nn.softmax(scores_XGS, axis=-1).astype(v_XSH.dtype)
+    return jnp.einsum("xgs,xsh->xgh", weights_XGS, v_XSH).reshape(B, N * H)
+
+
+def _mlp(config, layer: dict, x_BD):
+    activate = layers.ACTIVATIONS[config.activation]
+    inward = _linear(layer["inward"], x_BD)
+    if config.gated_mlp:
+        gate, up = jnp.split(inward, 2, axis=-1)
+        return _linear(layer["down"], activate(gate) * up)
+    return _linear(layer["down"], activate(inward))
+
+
+def _layer(config, layer: dict, x_BD, rope, k_XSH, v_XSH, index, visible_BS):
+    """One layer for one token a row; writes slot `index`. Returns (x, k, v)."""
+    B, _ = x_BD.shape
+    N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+    qkv = _linear(layer["qkv"], _norm(config, layer["norm_attention"], x_BD))
+    qkv = qkv.reshape(B, 1, N + 2 * K, H)
+    q, k, v = qkv[:, :, :N], qkv[:, :, N : N + K], qkv[:, :, N + K :]
+    if config.qk_norm:
+        q = _norm(config, layer["query_norm"], q, "rms")
+        k = _norm(config, layer["key_norm"], k, "rms")
+    q, k = layers.rotate(q, *rope), layers.rotate(k, *rope)
+    slot = (0, index, 0)
+    k_XSH = jax.lax.dynamic_update_slice(k_XSH, k.reshape(B * K, 1, H).astype(k_XSH.dtype), slot)
+    v_XSH = jax.lax.dynamic_update_slice(v_XSH, v.reshape(B * K, 1, H).astype(v_XSH.dtype), slot)
+    out_BD = _linear(layer["out"], _attend(config, q[:, 0], k_XSH, v_XSH, visible_BS))
+    if config.post_norms:
+        out_BD = _norm(config, layer["norm_attention_out"], out_BD)
+    if config.parallel_residual:
+        x_BD = x_BD + out_BD + _mlp(config, layer, _norm(config, layer["norm_mlp"], x_BD))
+    else:
+        x_BD = x_BD + out_BD
+        mlp_BD = _mlp(config, layer, _norm(config, layer["norm_mlp"], x_BD))
+        x_BD = x_BD + (
+            _norm(config, layer["norm_mlp_out"], mlp_BD) if config.post_norms else mlp_BD
+        )
+    return x_BD, k_XSH, v_XSH
+
+
+def _logits(config, serving: dict, hidden_BD):
+    out_BV = jnp.matmul(hidden_BD, serving["head"], preferred_element_type=jnp.float32)
+    cap = config.logit_softcap
+    return cap * jnp.tanh(out_BV / cap) if cap else out_BV
+
+
+def step(config, serving: dict, cache: dict, tokens_B, index, start_B) -> tuple[jax.Array, dict]:
+    """Feed one token a row, at slot `index`; returns float32 logits [B, V] of the next token and the new cache.
+
+    cache: {"k": [L arrays [X, S, H]], "v": likewise}. Row b's text begins at slot start_B[b] (left padding before
+    it), so slot s holds its position s − start.
+    """
+    slots = jnp.arange(cache["k"][0].shape[1])[None, :]
+    seen_BS = (slots >= start_B[:, None]) & (slots <= index)
+    near_BS = seen_BS & (index - slots < config.window)
+    positions_B1 = (index - start_B)[:, None]
+    rope = local = layers.rope_tables(config, positions_B1, config.rope_theta)
+    if config.rope_local_theta:
+        local = layers.rope_tables(config, positions_B1, config.rope_local_theta)
+    x_BD = serving["embedding"][tokens_B]
+    if config.embed_scale:
+        x_BD = x_BD * jnp.asarray(config.hidden_size**0.5, x_BD.dtype)
+    keys, values = [], []
+    for i, (layer, is_local) in enumerate(zip(serving["layers"], config.local_layers)):
+        x_BD, k, v = _layer(
+            config,
+            layer,
+            x_BD,
+            local if is_local else rope,
+            cache["k"][i],
+            cache["v"][i],
+            index,
+            near_BS if is_local else seen_BS,
+        )
+        keys.append(k)
+        values.append(v)
+    hidden_BD = _norm(config, serving["norm_final"], x_BD)
+    return _logits(config, serving, hidden_BD), {"k": keys, "v": values}
+
+
+def prefill(config, params, serving: dict, prompts_BP, lengths_B) -> tuple[jax.Array, dict]:
+    """Read left-padded prompts; returns logits [B, V] of the first new token and a cache of P slots.
+
+    P is at most PREFILL_PLACES or a multiple of it. `params` are the model's own: prompts go through
+    `decoder.forward`, whose matrix products are large enough to need no other layout.
+    """
+    B, P = prompts_BP.shape
+    places = min(P, PREFILL_PLACES)
+    positions_BP = jnp.arange(P)[None, :] - (P - lengths_B)[:, None]
+    inputs = (
+        prompts_BP,
+        jnp.maximum(positions_BP, 0),
+        (positions_BP >= 0).astype(jnp.int32),
+    )
+    pieces = jax.tree.map(lambda x: x.reshape(B, P // places, places).swapaxes(0, 1), inputs)
+
+    def read(cache, piece):
+        hidden_BTD, cache = decoder.forward(config, params, *piece, cache)
+        return cache, hidden_BTD[:, -1]
+
+    empty = decoder.init_cache(config, B, P)
+    if P == places:
+        cache, last_BD = read(empty, inputs)
+    else:
+        cache, last_nBD = jax.lax.scan(read, empty, pieces)
+        last_BD = last_nBD[-1]
+
+    def split(stacked_LBSKH):
+        return [layer.swapaxes(1, 2).reshape(-1, P, config.head_dim) for layer in stacked_LBSKH]
+
+    return _logits(config, serving, last_BD), {"k": split(cache["k"]), "v": split(cache["v"])}

@@ -1,0 +1,103 @@
+"""The shape of a decoder: every field that the supported families differ in.
+
+Families: Llama 1–3, Mistral, Qwen 2/2.5/3, Gemma 2/3 (text), GPT-NeoX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from jinstr import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Architecture of one decoder. Saved as JSON beside every checkpoint."""
+
+    vocab_size: int = 8000  # rows of the embedding
+    hidden_size: int = 256  # model width D
+    num_layers: int = 6
+    num_heads: int = 4  # query heads N
+    num_kv_heads: int = (
+        4  # key/value heads K; N is a multiple of K (grouped heads, arXiv 2305.13245)
+    )
+    head_dim: int = 64  # H
+    mlp_size: int = 688  # hidden width of the feed-forward part
+    max_positions: int = 4096  # longest sequence the model is meant for
+    tie_embeddings: bool = True  # the output head is the embedding, transposed
+    embed_scale: bool = False  # multiply embeddings by sqrt(D) (Gemma)
+    norm: str = "rms"  # rms | layer (GPT-NeoX)
+    norm_epsilon: float = 1e-5
+    norm_plus_one: bool = False  # scale is stored as (scale - 1) (Gemma)
+    post_norms: bool = False  # norms after attention and feed-forward too (Gemma 2, 3)
+    qk_norm: bool = False  # RMSNorm on each query and key head (Qwen 3, Gemma 3)
+    parallel_residual: bool = False  # attention and feed-forward read the same input (GPT-NeoX)
+    activation: str = "silu"  # silu | gelu | gelu_tanh
+    gated_mlp: bool = True  # act(gate) * up (SwiGLU, arXiv 2002.05202)
+    qkv_bias: bool = False  # bias on query, key, value (Qwen 2, GPT-NeoX)
+    out_bias: bool = False  # bias on the attention output (GPT-NeoX)
+    mlp_bias: bool = False  # biases of the feed-forward part (GPT-NeoX)
+    query_scale: float = 0.0  # multiply scores by this; 0 = head_dim ** -0.5
+    attention_softcap: float = 0.0  # cap * tanh(scores / cap); 0 = off (Gemma 2)
+    logit_softcap: float = 0.0  # the same for the output logits (Gemma 2)
+    rope_theta: float = 10_000.0
+    rope_local_theta: float = 0.0  # theta of local layers; 0 = the same (Gemma 3)
+    rope_scaling: str = ""  # "" | linear | llama3
+    rope_factor: float = 1.0  # of linear and llama3 scaling
+    rope_low_frequency: float = 1.0  # llama3: low_freq_factor
+    rope_high_frequency: float = 4.0  # llama3: high_freq_factor
+    rope_original_positions: int = 8192  # llama3: original_max_position_embeddings
+    rotary_share: float = 1.0  # share of each head that is rotated (GPT-NeoX: 0.25)
+    window: int = 0  # places a local layer looks back, itself included; 0 = all
+    layer_pattern: str = "global"  # e.g. "local,global", repeated over the layers
+    scan_layers: bool = True  # one compiled block for all layers; False unrolls (same parameters)
+    remat: str = "none"  # none | dots | full: what the backward pass computes again
+    attention: str = "blocked"  # xla (reference) | blocked (skips what is masked, in blocks)
+    compute_dtype: str = "auto"  # auto = bfloat16 on accelerators, float32 on CPU
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        choices = {
+            "norm": ("rms", "layer"),
+            "activation": ("silu", "gelu", "gelu_tanh"),
+            "rope_scaling": ("", "linear", "llama3"),
+            "remat": ("none", "dots", "full"),
+            "attention": ("xla", "blocked"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise errors.ConfigError(
+                    "JI-MODEL-001",
+                    f"DecoderConfig.{field} = {getattr(self, field)!r}; allowed: {allowed}",
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise errors.ConfigError(
+                "JI-MODEL-002",
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}",
+            )
+        for kind in self.layer_pattern.split(","):
+            if kind not in ("global", "local"):
+                raise errors.ConfigError(
+                    "JI-MODEL-003", f"layer_pattern {self.layer_pattern!r}: only global and local"
+                )
+
+    @property
+    def local_layers(self) -> tuple[bool, ...]:
+        """For each layer: does it look back over `window` only?"""
+        pattern = self.layer_pattern.split(",")
+        return tuple(
+            pattern[i % len(pattern)] == "local" and self.window > 0 for i in range(self.num_layers)
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> DecoderConfig:
+        """Read what `to_json` wrote. Errors: ConfigError naming fields this version does not know."""
+        values = json.loads(text)
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise errors.ConfigError("JI-MODEL-004", f"model.json has unknown fields {unknown}")
+        return cls(**values)

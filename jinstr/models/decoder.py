@@ -1,0 +1,267 @@
+"""The decoder, used functionally: parameters are a plain nested dict, `forward` is a pure function of it.
+
+B batch, T places, D width, V vocabulary, L layers, N query heads, K key/value heads, H head size, S cache slots.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jinstr.models import attention, layers
+from jinstr.models import config as config_lib
+from jinstr.parallel import mesh as mesh_lib
+
+
+class Block(nnx.Module):
+    """Parameters of one layer."""
+
+    def __init__(self, config: config_lib.DecoderConfig, rules: mesh_lib.AxisRules, *, rngs):
+        self.norm_attention = layers.Norm(config.hidden_size, config)
+        self.attention = layers.AttentionParameters(config, rules, rngs=rngs)
+        self.norm_mlp = layers.Norm(config.hidden_size, config)
+        self.mlp = layers.MlpParameters(config, rules, rngs=rngs)
+        if config.post_norms:
+            self.norm_attention_out = layers.Norm(config.hidden_size, config)
+            self.norm_mlp_out = layers.Norm(config.hidden_size, config)
+
+
+class Decoder(nnx.Module):
+    """All parameters: embedding, stacked blocks [L, …], last norm, output head if untied."""
+
+    def __init__(self, config: config_lib.DecoderConfig, rules: mesh_lib.AxisRules, *, rngs):
+        dtype = jnp.dtype(config.param_dtype)
+        size = (config.vocab_size, config.hidden_size)
+        table = jax.random.normal(rngs.params(), size, jnp.float32) * config.hidden_size**-0.5
+        self.embed = nnx.Dict(
+            embedding=nnx.Param(table.astype(dtype), out_sharding=rules.spec("vocab", "embed"))
+        )
+
+        @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
+        def stack(rngs):
+            return Block(config, rules, rngs=rngs)
+
+        self.blocks = stack(rngs.split(config.num_layers))
+        self.norm_final = layers.Norm(config.hidden_size, config)
+        if not config.tie_embeddings:
+            self.head = layers.Linear(
+                config.hidden_size,
+                config.vocab_size,
+                rules.spec("embed", "vocab"),
+                scale=config.hidden_size**-0.5,
+                bias=False,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+
+@functools.lru_cache(maxsize=32)
+def _structure(config: config_lib.DecoderConfig, rules: mesh_lib.AxisRules):
+    """(graphdef, abstract state, partition specs) of a model; no array is made."""
+    with nnx.use_eager_sharding(False):  # annotations only: shapes need no mesh
+        model = nnx.eval_shape(
+            lambda: Decoder(config, rules, rngs=nnx.Rngs(params=jax.random.key(0)))
+        )
+    graphdef, state = nnx.split(model)
+    specs = nnx.to_pure_dict(nnx.get_partition_spec(state))
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(state)
+    )
+    return graphdef, shapes, specs
+
+
+def abstract_params(config: config_lib.DecoderConfig) -> dict:
+    """Parameter tree with ShapeDtypeStruct leaves."""
+    return _structure(config, mesh_lib.AxisRules())[1]
+
+
+def param_shardings(config: config_lib.DecoderConfig, mesh, rules: mesh_lib.AxisRules) -> dict:
+    """Parameter tree with NamedSharding leaves."""
+    return jax.tree.map(
+        lambda spec: jax.sharding.NamedSharding(mesh, spec),
+        _structure(config, rules)[2],
+        is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec),
+    )
+
+
+def init_params(config: config_lib.DecoderConfig, key: jax.Array) -> dict:
+    """Fresh parameters as a plain dict. Call it inside jit with `out_shardings=param_shardings(...)`.
+
+    The same key gives the same values on every mesh.
+    """
+    with nnx.use_eager_sharding(False):
+        model = Decoder(config, mesh_lib.AxisRules(), rngs=nnx.Rngs(params=key))
+    return nnx.to_pure_dict(nnx.split(model)[1])
+
+
+def compute_dtype(config: config_lib.DecoderConfig) -> jnp.dtype:
+    """float32 on CPU, bfloat16 on accelerators, unless the config names one."""
+    if config.compute_dtype != "auto":
+        return jnp.dtype(config.compute_dtype)
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+def block(config, layer: Block, x_BTD, rope, is_local, positions_BT, segments_BT, cache, rules):
+    """One layer. `cache` is None or (k_BSKH, v_BSKH, positions_BS, segments_BS, index); returns (x, (k, v))."""
+    B, T, _ = x_BTD.shape
+    a = layer.attention
+    h_BTD = layer.norm_attention(x_BTD)
+    q_BTNH = a.query(h_BTD).reshape(B, T, config.num_heads, config.head_dim)
+    k_BTKH = a.key(h_BTD).reshape(B, T, config.num_kv_heads, config.head_dim)
+    v_BTKH = a.value(h_BTD).reshape(B, T, config.num_kv_heads, config.head_dim)
+    if config.qk_norm:
+        q_BTNH, k_BTKH = a.query_norm(q_BTNH), a.key_norm(k_BTKH)
+    (cos, sin), (local_cos, local_sin) = rope
+    if local_cos is not cos:
+        cos, sin = jnp.where(is_local, local_cos, cos), jnp.where(is_local, local_sin, sin)
+    q_BTNH, k_BTKH = layers.rotate(q_BTNH, cos, sin), layers.rotate(k_BTKH, cos, sin)
+    keys, values, positions_BS, segments_BS = k_BTKH, v_BTKH, positions_BT, segments_BT
+    if cache is not None:
+        old_k, old_v, positions_BS, segments_BS, index = cache
+        keys = jax.lax.dynamic_update_slice(old_k, k_BTKH.astype(old_k.dtype), (0, index, 0, 0))
+        values = jax.lax.dynamic_update_slice(old_v, v_BTKH.astype(old_v.dtype), (0, index, 0, 0))
+    out_BTNH = attention.attend(
+        q_BTNH,
+        keys,
+        values,
+        positions_BT,
+        positions_BS,
+        segments_BT,
+        segments_BS,
+        scale=config.query_scale or config.head_dim**-0.5,
+        window=jnp.where(is_local, config.window, 0) if any(config.local_layers) else 0,
+        softcap=config.attention_softcap,
+        implementation="xla" if cache is not None else config.attention,
+    )
+    out_BTD = a.out(out_BTNH.reshape(B, T, -1))
+    if config.post_norms:
+        out_BTD = layer.norm_attention_out(out_BTD)
+    if config.parallel_residual:
+        x_BTD = x_BTD + out_BTD + layer.mlp(layer.norm_mlp(x_BTD))
+    else:
+        x_BTD = x_BTD + out_BTD
+        mlp_BTD = layer.mlp(layer.norm_mlp(x_BTD))
+        x_BTD = x_BTD + (layer.norm_mlp_out(mlp_BTD) if config.post_norms else mlp_BTD)
+    return mesh_lib.constrain(x_BTD, rules.spec("batch", "sequence", None)), (keys, values)
+
+
+def _remat(function, policy: str):
+    if policy == "none":
+        return function
+    saveable = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+    return jax.checkpoint(
+        function, policy=saveable if policy == "dots" else None, prevent_cse=False
+    )
+
+
+def forward(
+    config: config_lib.DecoderConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+    cache: dict | None = None,
+    rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
+):
+    """Hidden states after the last norm, [B, T, D] in the compute type; with a cache also the new cache.
+
+    The cache (see `init_cache`) is written at its `index`, T slots at a time; a slot is seen by queries of the same
+    segment id at its position or later. Left padding carries segment id 0.
+    """
+    graphdef, _, _ = _structure(config, mesh_lib.AxisRules())
+    model = nnx.merge(graphdef, params)
+    dtype = compute_dtype(config)
+    # Gathered over `embed` before the lookup: otherwise the partitioner replicates the looked-up rows.
+    table_VD = mesh_lib.constrain(model.embed["embedding"][...], rules.spec("vocab", None))
+    x_BTD = table_VD[tokens_BT].astype(dtype)
+    if config.embed_scale:
+        x_BTD = x_BTD * jnp.asarray(config.hidden_size**0.5, dtype)
+    x_BTD = mesh_lib.constrain(x_BTD, rules.spec("batch", "sequence", None))
+    rope = local = layers.rope_tables(config, positions_BT, config.rope_theta)
+    if config.rope_local_theta:
+        local = layers.rope_tables(config, positions_BT, config.rope_local_theta)
+    slots = None
+    if cache is not None:
+        index = cache["index"]
+        slots = (
+            jax.lax.dynamic_update_slice(cache["positions"], positions_BT, (0, index)),
+            jax.lax.dynamic_update_slice(cache["segment_ids"], segment_ids_BT, (0, index)),
+            index,
+        )
+
+    def layer_step(x_BTD, inputs):
+        layer, is_local, k_BSKH, v_BSKH = inputs
+        layer_cache = None if slots is None else (k_BSKH, v_BSKH, *slots)
+        x_BTD, kv = block(
+            config,
+            layer,
+            x_BTD,
+            (rope, local),
+            is_local,
+            positions_BT,
+            segment_ids_BT,
+            layer_cache,
+            rules,
+        )
+        return x_BTD, kv if slots is not None else None
+
+    layer_step = _remat(layer_step, config.remat)
+    is_local_L = jnp.array(config.local_layers)
+    k_L, v_L = (None, None) if cache is None else (cache["k"], cache["v"])
+    stacked = (model.blocks, is_local_L, k_L, v_L)
+    if config.scan_layers:
+        x_BTD, kv = jax.lax.scan(layer_step, x_BTD, stacked)
+    else:
+        collected = []
+        for i in range(config.num_layers):
+            x_BTD, kv_i = layer_step(x_BTD, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+            collected.append(kv_i)
+        kv = None if slots is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
+    hidden_BTD = model.norm_final(x_BTD)
+    if cache is None:
+        return hidden_BTD
+    new_cache = {
+        "k": kv[0],
+        "v": kv[1],
+        "positions": slots[0],
+        "segment_ids": slots[1],
+        "index": cache["index"] + tokens_BT.shape[1],
+    }
+    return hidden_BTD, new_cache
+
+
+def init_cache(config: config_lib.DecoderConfig, batch: int, slots: int, dtype=None) -> dict:
+    """An empty cache: k, v [L, B, S, K, H], positions and segment_ids i32 [B, S] (0 = empty), index i32 []."""
+    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    dtype = dtype or compute_dtype(config)
+    return {
+        "k": jnp.zeros(shape, dtype),
+        "v": jnp.zeros(shape, dtype),
+        "positions": jnp.zeros((batch, slots), jnp.int32),
+        "segment_ids": jnp.zeros((batch, slots), jnp.int32),
+        "index": jnp.zeros((), jnp.int32),
+    }
+
+
+def head_kernel(config: config_lib.DecoderConfig, params: dict) -> jax.Array:
+    """Output head [D, V] in the parameter type (the transposed embedding when tied)."""
+    if config.tie_embeddings:
+        return params["embed"]["embedding"].T
+    return params["head"]["kernel"]
+
+
+def logits(config: config_lib.DecoderConfig, params: dict, hidden: jax.Array) -> jax.Array:
+    """[..., D] → float32 logits [..., V]. For short stretches only; training uses `losses.lm`."""
+    kernel = head_kernel(config, params).astype(hidden.dtype)
+    out = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    return (
+        config.logit_softcap * jnp.tanh(out / config.logit_softcap) if config.logit_softcap else out
+    )
+
+
+def count_params(config: config_lib.DecoderConfig) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))

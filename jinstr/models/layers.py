@@ -1,0 +1,136 @@
+"""Parameters of a decoder block and the small functions around them.
+
+B batch, T places of the input, D model width, N query heads, K key/value heads, H head size, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jinstr.models import config as config_lib
+from jinstr.parallel import mesh as mesh_lib
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel (+ bias). kernel [in, out], cast to the type of x."""
+
+    def __init__(self, size_in, size_out, spec, *, scale, bias, dtype, rngs):
+        normal = jax.random.truncated_normal(rngs.params(), -2, 2, (size_in, size_out), jnp.float32)
+        self.kernel = nnx.Param((normal * scale).astype(dtype), out_sharding=spec)
+        if bias:
+            self.bias = nnx.Param(
+                jnp.zeros((size_out,), dtype), out_sharding=jax.sharding.PartitionSpec(spec[1])
+            )
+
+    def __call__(self, x):
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv 1910.07467) or LayerNorm over the last axis, computed in float32."""
+
+    def __init__(self, size, config: config_lib.DecoderConfig, *, kind=None):
+        self.kind = kind or config.norm
+        self.epsilon = config.norm_epsilon
+        self.plus_one = config.norm_plus_one
+        start = 0.0 if config.norm_plus_one else 1.0
+        dtype = jnp.dtype(config.param_dtype)
+        whole = jax.sharding.PartitionSpec(None)
+        self.scale = nnx.Param(jnp.full((size,), start, dtype), out_sharding=whole)
+        if self.kind == "layer":
+            self.bias = nnx.Param(jnp.zeros((size,), dtype), out_sharding=whole)
+
+    def __call__(self, x):
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
+        scale = self.scale[...].astype(jnp.float32) + (1.0 if self.plus_one else 0.0)
+        y = y * jnp.broadcast_to(scale, y.shape)
+        if self.kind == "layer":
+            y = y + jnp.broadcast_to(self.bias[...].astype(jnp.float32), y.shape)
+        return y.astype(x.dtype)
+
+
+class AttentionParameters(nnx.Module):
+    """Projections of one attention layer; the arithmetic is in `decoder.block`."""
+
+    def __init__(self, config: config_lib.DecoderConfig, rules: mesh_lib.AxisRules, *, rngs):
+        c, dtype = config, jnp.dtype(config.param_dtype)
+        width, scale = c.hidden_size, c.hidden_size**-0.5
+        kwargs = dict(dtype=dtype, rngs=rngs)
+        heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        into, out = rules.spec("embed", "heads"), rules.spec("heads", "embed")
+        into_kv = rules.spec("embed", "kv_heads")
+        self.query = Linear(width, heads, into, scale=scale, bias=c.qkv_bias, **kwargs)
+        self.key = Linear(width, kv, into_kv, scale=scale, bias=c.qkv_bias, **kwargs)
+        self.value = Linear(width, kv, into_kv, scale=scale, bias=c.qkv_bias, **kwargs)
+        # The residual stream adds 2L terms: outputs start smaller by sqrt(2L) (GPT-2, section 2.3).
+        out_scale = heads**-0.5 * (2 * c.num_layers) ** -0.5
+        self.out = Linear(heads, width, out, scale=out_scale, bias=c.out_bias, **kwargs)
+        if c.qk_norm:
+            self.query_norm = Norm(c.head_dim, c, kind="rms")
+            self.key_norm = Norm(c.head_dim, c, kind="rms")
+
+
+class MlpParameters(nnx.Module):
+    """Feed-forward part: down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
+
+    def __init__(self, config: config_lib.DecoderConfig, rules: mesh_lib.AxisRules, *, rngs):
+        c = config
+        kwargs = dict(bias=c.mlp_bias, dtype=jnp.dtype(c.param_dtype), rngs=rngs)
+        into, out = rules.spec("embed", "mlp"), rules.spec("mlp", "embed")
+        scale = c.hidden_size**-0.5
+        if c.gated_mlp:
+            self.gate = Linear(c.hidden_size, c.mlp_size, into, scale=scale, **kwargs)
+        self.up = Linear(c.hidden_size, c.mlp_size, into, scale=scale, **kwargs)
+        down_scale = c.mlp_size**-0.5 * (2 * c.num_layers) ** -0.5
+        self.down = Linear(c.mlp_size, c.hidden_size, out, scale=down_scale, **kwargs)
+        self.activation = c.activation
+
+    def __call__(self, x):
+        activate = ACTIVATIONS[self.activation]
+        if hasattr(self, "gate"):
+            return self.down(activate(self.gate(x)) * self.up(x))
+        return self.down(activate(self.up(x)))
+
+
+def rope_frequencies(config: config_lib.DecoderConfig, theta: float) -> jax.Array:
+    """Angular frequencies [rotated // 2], f32 (arXiv 2104.09864; llama3 scaling as in Llama 3.1)."""
+    rotated = int(config.head_dim * config.rotary_share) // 2 * 2
+    frequency = theta ** (-jnp.arange(0, rotated, 2, dtype=jnp.float32) / rotated)
+    if config.rope_scaling == "linear":
+        return frequency / config.rope_factor
+    if config.rope_scaling == "llama3":
+        turns = config.rope_original_positions * frequency / (2 * jnp.pi)
+        low, high = config.rope_low_frequency, config.rope_high_frequency
+        smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        return frequency * (smooth + (1 - smooth) / config.rope_factor)
+    return frequency
+
+
+def rope_tables(config, positions_BT, theta) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, each [B, T, 1, rotated // 2], f32, to be used by every layer of one kind."""
+    angle = (
+        positions_BT[:, :, None, None].astype(jnp.float32)
+        * rope_frequencies(config, theta)[None, None, None, :]
+    )
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary position encoding in the half-split layout of Llama weights."""
+    half = cos.shape[-1]
+    first, second = x_BTNH[..., :half], x_BTNH[..., half : 2 * half]
+    cos, sin = cos.astype(x_BTNH.dtype), sin.astype(x_BTNH.dtype)
+    parts = [first * cos - second * sin, second * cos + first * sin, x_BTNH[..., 2 * half :]]
+    return jnp.concatenate(parts, axis=-1)

@@ -1,0 +1,99 @@
+"""Device mesh and the rules that name what is split over it.
+
+All knowledge of sharding is in this file: models name logical axes (`embed`, `mlp`, `heads`, …), the rules map
+them to the mesh axes `data`, `fsdp`, `context`, `tensor`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jinstr import errors
+
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices along each axis; one axis may be -1 (all that are left)."""
+
+    data: int = -1  # replicas: parameters whole, batch split
+    fsdp: int = 1  # parameters and batch split
+    context: int = 1  # sequence split
+    tensor: int = 1  # heads, mlp and vocabulary split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AxisRules:
+    """Logical axis name → mesh axis (or axes), None = whole on every device."""
+
+    batch: tuple[str, ...] | str | None = ("data", "fsdp")  # rows of a batch
+    sequence: str | None = "context"  # places in a row
+    embed: str | None = "fsdp"  # model width in parameters
+    heads: str | None = "tensor"  # query heads × head size
+    kv_heads: str | None = "tensor"  # key and value heads × head size
+    mlp: str | None = "tensor"  # hidden width of the feed-forward part
+    vocab: str | None = "tensor"  # rows of the embedding, columns of the head
+
+    def spec(self, *names: str | None) -> PartitionSpec:
+        """PartitionSpec of an array whose axes carry these logical names (None = not split).
+
+        Errors: ValueError for an unknown name, or when two axes of one array land on one mesh axis.
+        """
+        mapped = []
+        seen: set[str] = set()
+        for name in names:
+            if name is not None and not hasattr(self, name):
+                raise ValueError(f"AxisRules has no logical axis {name!r}")
+            axes = None if name is None else getattr(self, name)
+            for axis in (axes,) if isinstance(axes, str) else axes or ():
+                if axis in seen:
+                    raise ValueError(f"mesh axis {axis!r} is used twice in {names}: {self}")
+                seen.add(axis)
+            mapped.append(axes)
+        return PartitionSpec(*mapped)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The one place that makes a mesh: axes `data, fsdp, context, tensor`, all AxisType.Auto.
+
+    jax would default to Explicit axes, where every ambiguous contraction needs an annotation.
+    Errors: ConfigError when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices()) if devices is None else devices
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    if sizes.count(-1) > 1:
+        raise errors.ConfigError("JI-MESH-001", f"only one mesh axis may be -1: {config}")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and known > 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise errors.ConfigError(
+            "JI-MESH-002",
+            f"mesh {dict(zip(MESH_AXES, sizes))} needs {math.prod(sizes)} devices, "
+            f"{len(devices)} are here; set one axis to -1 or change the sizes",
+        )
+    return jax.make_mesh(
+        tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
+    )
+
+
+def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
+    """Sharding of every [B, T] array of a batch."""
+    return NamedSharding(mesh, rules.spec("batch", "sequence"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Pin an activation inside jit; without a mesh in context this does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)

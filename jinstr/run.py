@@ -1,0 +1,233 @@
+"""The command line: `jinstr <command> [recipe.gin ...] [NAME=value ...]`.
+
+Reads gin files and overrides, checks everything in them, records what was resolved, calls the command's entry
+function. The only file that imports gin; after the call nothing reads gin state. Nothing is silent: whatever is
+unknown, unused, missing or of a wrong type ends here with exit status 78.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gin
+from gin import config_parser
+
+import jinstr
+from jinstr import cli, errors, recipes, record, settings
+
+gin.add_config_file_search_path(str(recipes.REPOSITORY))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(cli.overview())
+        return 0
+    # A user's own module (tasks, metrics) is found where they stand; last, so it shadows nothing.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        run(cli.parse_arguments(argv))
+    except errors.JinstrError as error:
+        print(f"jinstr: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("jinstr: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(request: cli.Request) -> None:
+    """Resolve the settings of one command and call it."""
+    if request.help:
+        print(cli.settings_of(request.command, recipes.help_rows(request, parse_file)))
+        return
+    entry = entry_function(request.command)
+    kwargs = resolve(request, entry)
+    resolved = record.of(request.command, jinstr.__version__, kwargs)
+    if request.dry_run:
+        print(json.dumps(resolved, indent=1, ensure_ascii=False))
+        return
+    # Only training writes into run_dir; other commands read a model from there.
+    is_training = request.command in [command.name for command in cli.TRAINING.commands]
+    if is_training and record.process_index() == 0:
+        run_dir = pathlib.Path(kwargs["run_dir"])
+        texts = gin.config_str(), gin.operative_config_str()
+        for change in record.write(run_dir, resolved, *texts):
+            print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
+    entry(**kwargs)
+
+
+def entry_function(command: str) -> Callable[..., Any]:
+    """The function `command` of jinstr/commands/<command>.py, imported only now."""
+    module = importlib.import_module(f"jinstr.commands.{command.replace('-', '_')}")
+    return getattr(module, command.replace("-", "_"))
+
+
+def parse_file(path: pathlib.Path, builder: recipes.Scan) -> Iterator[recipes.Line]:
+    """The statements of one gin file, without following or executing any. Errors: ConfigError for syntax."""
+    with path.open(encoding="utf-8") as file:
+        try:
+            statements = list(config_parser.ConfigParser(file, builder))
+        except SyntaxError as error:
+            message = f"{recipes.short(path)}:{error.lineno}: {error.msg}: {error.text or ''}"
+            raise errors.ConfigError("JI-CONFIG-001", message) from None
+    for statement in statements:
+        number = statement.location.line_num
+        if isinstance(statement, config_parser.ImportStatement):
+            yield recipes.Line("import", statement.module, number)
+        elif isinstance(statement, config_parser.IncludeStatement):
+            yield recipes.Line("include", statement.filename, number)
+        elif isinstance(statement, config_parser.BindingStatement):
+            name = "/".join(filter(None, (statement.scope, statement.selector)))
+            name = f"{name}.{statement.arg_name}" if statement.arg_name else name
+            comment = statement.location.line_content.partition("#")[2].strip()
+            yield recipes.Line("set", name, number, statement.value, comment)
+
+
+def resolve(request: cli.Request, entry: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of `entry` as files and command line bind them. Errors: ConfigError."""
+    scan, files = recipes.scan_files(request, parse_file)
+    recipes.check_macros(request.command, scan)
+    gin.clear_config()
+    bindings = [f"{name} = {value!r}" for name, value in request.overrides.items()]
+    try:
+        gin.parse_config_files_and_bindings(files, bindings)
+    except (ArithmeticError, AttributeError, ImportError, LookupError, NameError) as error:
+        raise _translated(error) from None
+    except (RuntimeError, SyntaxError, TypeError, ValueError) as error:
+        raise _translated(error) from None
+    check_bindings(entry, scan)
+    try:
+        kwargs = gin.get_bindings(entry)
+    except errors.JinstrError as error:  # from a __post_init__; gin appends its call chain
+        raise errors.ConfigError(error.code, error.message) from None
+    except (TypeError, ValueError) as error:
+        raise _translated(error) from None
+    return kwargs
+
+
+def check_bindings(entry: Callable[..., Any], scan: recipes.Scan) -> None:
+    """Errors: ConfigError for an argument that is not bound, a wrong type, and a binding that nothing reads."""
+    config = gin.config._CONFIG  # gin has no public way to list all bindings
+    selector = f"{entry.__module__}.{entry.__name__}"
+    bound = config.get(("", selector), {})
+    for name in inspect.signature(entry).parameters:
+        if name not in bound:
+            message = f"{entry.__name__}.{name} is not bound in any .gin file"
+            raise errors.ConfigError("JI-CONFIG-009", message)
+    read = set()
+    for key, name, value, owner in bindings_read(config, (), selector, entry):
+        read.add(_spelled(key, name))
+        if key[1] != "gin.macro":
+            label, where, value = _traced(value, config, scan)
+            label, where = label or f"{owner.__name__}.{name}", where or _where(scan, *key, name)
+            check_type(label, where, _settled(value, config, scan, where), owner, name)
+    for key, values in config.items():
+        for spelled in (_spelled(key, name) for name in values):
+            if spelled not in read:
+                near = settings.did_you_mean(spelled, read)
+                where = _where(scan, *key, spelled.rpartition(".")[2])
+                message = f"{where}: {spelled} is set but nothing uses it{near}"
+                raise errors.ConfigError("JI-CONFIG-011", message)
+
+
+def check_type(label: str, where: str, value: Any, owner: Any, name: str) -> None:
+    """Errors: ConfigError when `value` is not of the type that `owner` declares for `name`."""
+    wanted = settings.types_of(owner)[name]
+    if settings.matches(value, wanted):
+        return
+    is_instance = isinstance(value, settings.Instance)
+    shown = value.cls.__name__ if is_instance else f"{value!r} ({type(value).__name__})"
+    raise errors.ConfigError(
+        "JI-CONFIG-010",
+        f"{where}: {label} = {shown}, but {owner.__name__}.{name} is {settings.type_name(wanted)}"
+        f"{settings.way_out(label, value, wanted)}",
+    )
+
+
+def _spelled(key: tuple[str, str], name: str) -> str:
+    return "/".join(filter(None, key)) + f".{name}"
+
+
+def _traced(value: Any, config: dict, scan: recipes.Scan) -> tuple[str, str, Any]:
+    """Follow `%A = %B = 3` to its end: (last macro, where it is set, its value)."""
+    label = where = ""
+    while isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":
+        label = "/".join(value.scopes)
+        where = scan.statements[label].where
+        value = config[value.config_key]["value"]
+    return label, where, value
+
+
+def bindings_read(
+    config: dict, scope: tuple[str, ...], selector: str, owner: Any
+) -> Iterator[tuple[tuple[str, str], str, Any, Any]]:
+    """Every (key, parameter, value, owner) that a call of `selector` within `scope` reads."""
+    for depth in range(len(scope) + 1):
+        key = ("/".join(scope[:depth]), selector)
+        for name, value in config.get(key, {}).items():
+            yield key, name, value, owner
+            for reference in gin.config.iterate_references(value):
+                inner = reference.configurable
+                scopes = tuple(reference.scopes) or scope
+                yield from bindings_read(config, scopes, inner.selector, inner.wrapped)
+
+
+def _settled(value: Any, config: dict, scan: recipes.Scan, where: str) -> Any:
+    """`value` with macros replaced, and objects that are going to be built as settings.Instance.
+
+    Errors: ConfigError for a reference to anything but jinstr's (or an allowed module's) own dataclasses and functions.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(_settled(item, config, scan, where) for item in value)
+    _, _, value = _traced(value, config, scan)
+    if not isinstance(value, gin.config.ConfigurableReference):
+        return value
+    target = value.configurable.wrapped
+    if not recipes.is_within(target.__module__, scan.allowed):
+        message = f"{where}: {value} belongs to {target.__module__}; see --allow_import"
+        raise errors.ConfigError("JI-CONFIG-012", message)
+    if not value.evaluate:
+        return target
+    if not dataclasses.is_dataclass(target):
+        raise errors.ConfigError(
+            "JI-CONFIG-013", f"{where}: {value}: only dataclasses can be built"
+        )
+    return settings.Instance(target)
+
+
+def _where(scan: recipes.Scan, scope: str, selector: str, name: str) -> str:
+    """file:line of a binding; gin itself does not keep it."""
+    for written, statement in reversed(scan.statements.items()):
+        written_scope, _, rest = written.rpartition("/")
+        written_selector, _, written_name = rest.rpartition(".")
+        same = written_scope == scope and written_name == name
+        if same and f".{selector}".endswith(f".{written_selector}"):
+            return statement.where
+    return recipes.COMMAND_LINE
+
+
+def _translated(error: Exception) -> errors.ConfigError:
+    """One of gin's errors as ours, with file:line and the nearest name."""
+    text = str(error)
+    message, _, chain = text.partition("\n")
+    place = re.search(r'file "(.*)", line (\d+)', chain)
+    where = f"{recipes.short(pathlib.Path(place[1]))}:{place[2]}: " if place else ""
+    near = ""
+    if parameter := re.search(r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message):
+        target = gin.get_configurable(parameter[1])
+        near = settings.did_you_mean(parameter[2], inspect.signature(target).parameters)
+    elif attribute := re.search(r"<module '([\w.]+)'.* has no attribute (\w+)", message):
+        near = settings.did_you_mean(attribute[2], vars(sys.modules[attribute[1]]))
+    return errors.ConfigError("JI-CONFIG-014", f"{where}{message}{near}")

@@ -1,0 +1,224 @@
+"""Training state as a plain dict, and the pure step that advances it.
+
+state = {"params", "opt_state", "step" i32[], "rng" uint32 key data, and "ema" when asked for}.
+B batch rows, T places, A microbatches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jinstr.losses import lm
+from jinstr.models import config as config_lib
+from jinstr.models import decoder
+from jinstr.parallel import mesh as mesh_lib
+from jinstr.train import optimizer as optimizer_lib
+
+
+def abstract_state(
+    model: config_lib.DecoderConfig,
+    transform: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: mesh_lib.AxisRules,
+    ema: bool,
+) -> dict:
+    """State with ShapeDtypeStruct leaves that carry their sharding: the target of init and of restore."""
+    params = decoder.abstract_params(model)
+    shardings = decoder.param_shardings(model, mesh, rules)
+    whole = mesh_lib.replicated(mesh)
+    opt_state = jax.eval_shape(transform.init, params)
+
+    def place(leaf, param, sharding):
+        if isinstance(leaf, optax.MaskedNode):  # another optimizer's parameter
+            return leaf
+        # Factored moments (adafactor) have other shapes than their parameter: small, so kept whole.
+        return sharding if leaf.shape == param.shape else whole
+
+    # Without this the optimizer's `count` would sit on one device and fail only after a restore.
+    opt_shardings = optax.tree_map_params(
+        transform,
+        place,
+        opt_state,
+        params,
+        shardings,
+        transform_non_params=lambda _: whole,
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+    )
+    shapes = {
+        "params": params,
+        "opt_state": opt_state,
+        "step": jax.ShapeDtypeStruct((), jnp.int32),
+        "rng": jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))),
+    }
+    places = {"params": shardings, "opt_state": opt_shardings, "step": whole, "rng": whole}
+    if ema:
+        shapes["ema"], places["ema"] = params, shardings
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+
+
+def shardings_of(abstract: dict) -> dict:
+    """The sharding of every leaf of an abstract state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def init_state(
+    model: config_lib.DecoderConfig,
+    transform: optax.GradientTransformation,
+    abstract: dict,
+    seed: int,
+) -> dict:
+    """Fresh state, made in place on every device."""
+
+    def make():
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        params = decoder.init_params(model, init_key)
+        state = {
+            "params": params,
+            "opt_state": transform.init(params),
+            "step": jnp.int32(0),
+            "rng": jax.random.key_data(run_key),
+        }
+        return state | ({"ema": params} if "ema" in abstract else {})
+
+    return jax.jit(make, out_shardings=shardings_of(abstract))()
+
+
+def adopt_params(state: dict, params: dict, transform: optax.GradientTransformation) -> dict:
+    """The state with other starting parameters (a warm start): moments are fresh, the step stays."""
+    place = jax.tree.map(
+        lambda old, new: jax.device_put(new, old.sharding), state["params"], params
+    )
+    opt_shardings = jax.tree.map(lambda leaf: leaf.sharding, state["opt_state"])
+    new = state | {
+        "params": place,
+        "opt_state": jax.jit(transform.init, out_shardings=opt_shardings)(place),
+    }
+    if "ema" in state:  # a copy: donated buffers must not be shared
+        new["ema"] = jax.tree.map(jnp.copy, place)
+    return new
+
+
+def cast_params(model: config_lib.DecoderConfig, params: dict) -> dict:
+    """Parameters in the compute type, cast before they are gathered from the other devices."""
+    dtype = decoder.compute_dtype(model)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def nll_sum(
+    model: config_lib.DecoderConfig,
+    params: dict,
+    batch: dict,
+    rules: mesh_lib.AxisRules,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """(sum of weighted nll with z-loss, plain sum of weighted nll) of a batch, in nats."""
+    params = cast_params(model, params)
+    hidden_BTD = decoder.forward(
+        model, params, batch["tokens"], batch["positions"], batch["segment_ids"], rules=rules
+    )
+    return lm.weighted_nll(
+        hidden_BTD,
+        decoder.head_kernel(model, params),
+        batch["targets"],
+        batch["loss_weights"],
+        z_loss,
+        model.logit_softcap,
+    )
+
+
+def make_step(
+    model: config_lib.DecoderConfig,
+    optimizer: optimizer_lib.OptimizerConfig,
+    transform: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: mesh_lib.AxisRules,
+    abstract: dict,
+    microbatches: int = 1,
+) -> Callable[[dict, dict], tuple[dict, dict]]:
+    """Jitted (state, batch) → (state, metrics); the state is donated.
+
+    The gradient is that of sum(weight · nll) / sum(weight) over the whole global batch: with `microbatches` > 1 the
+    sums are accumulated first and divided once, so uneven numbers of trained tokens do not matter.
+    metrics: loss, grad_norm, weight (sum of weights), tokens (non-padding places), square (sum of segment len²).
+    """
+    gradient = jax.value_and_grad(
+        lambda params, batch: nll_sum(model, params, batch, rules, optimizer.z_loss), has_aux=True
+    )
+
+    def accumulate(params, batch):
+        if microbatches == 1:
+            (_, nll), grads = gradient(params, batch)
+            return nll, grads
+
+        def add(sums, part):
+            (_, nll), grads = gradient(params, part)
+            return jax.tree.map(jnp.add, sums, (nll, grads)), None
+
+        # Row r goes to microbatch r mod A, so that every device keeps its own rows.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, zero, parts)[0]
+
+    def step(state, batch):
+        nll, grads = accumulate(state["params"], batch)
+        weight = jnp.maximum(batch["loss_weights"].sum(), 1e-8)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        updates, opt_state = transform.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = state | {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
+        if "ema" in state:
+            keep = optimizer.ema_decay
+            new["ema"] = jax.tree.map(
+                lambda old, now: keep * old + (1 - keep) * now, state["ema"], params
+            )
+        real = batch["segment_ids"] > 0
+        metrics = {
+            "loss": nll / weight,
+            "grad_norm": optax.tree.norm(grads),
+            "weight": weight,
+            "tokens": real.sum().astype(jnp.float32),
+            # The sum over a segment of (2·position + 1) is its length squared.
+            "square": jnp.sum(jnp.where(real, 2 * batch["positions"] + 1, 0).astype(jnp.float32)),
+        }
+        return new, metrics
+
+    place = shardings_of(abstract)
+    whole = mesh_lib.replicated(mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(place, mesh_lib.batch_sharding(mesh, rules)),
+        out_shardings=(place, whole),
+    )
+
+
+def place_batch(batch: dict, mesh: Mesh, rules: mesh_lib.AxisRules) -> dict:
+    """Host arrays [B / hosts, T] of this process → global arrays [B, T]."""
+    sharding = mesh_lib.batch_sharding(mesh, rules)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
+
+
+def make_evaluator(model, mesh: Mesh, rules: mesh_lib.AxisRules):
+    """Jitted (params, batch) → (nll, weight): sums over one batch, in nats and tokens."""
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def evaluate(params, batch):
+        _, nll = nll_sum(model, params, batch, rules)
+        return nll, batch["loss_weights"].sum()
+
+    return evaluate

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes .venv if it is not there, installs the exact versions of launch/requirements.lock, and runs the tests.
+# More words go to pytest: bash launch/test.sh -m slow
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+export TF_CPP_MIN_LOG_LEVEL=3 JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+.venv/bin/ruff check .
+.venv/bin/python -m pytest -q "$@"

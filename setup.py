@@ -1,0 +1,45 @@
+"""Packaging of jinstr. Exact versions for the launch scripts are in launch/requirements.lock."""
+
+import setuptools
+
+CORE = [
+    "array-record>=0.8.1",
+    "etils[epath]>=1.12",
+    "flax>=0.12.8,<0.14",
+    "gin-config==0.5.0",
+    "grain>=0.2.15,<0.4",
+    "jax>=0.10.2,<0.13",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
+    "msgpack>=1.1",
+    "numpy>=2.0",
+    "openpyxl>=3.1",
+    "optax>=0.2.8,<0.4",
+    "orbax-checkpoint>=0.12.8,<0.14",
+    "pyarrow>=18",
+    "sentencepiece>=0.2.1",
+    "tensorboardX>=2.6.4",
+    "tqdm>=4.66",
+    "xxhash>=3.5",
+]
+EXTRAS = {
+    # seqio brings tensorflow-text, and with it the one TensorFlow wheel of the environment.
+    "data": ["seqio>=0.0.20", "tensorflow>=2.19", "tensorflow-datasets>=4.9.9"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+    "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+    "hub": ["huggingface_hub>=0.30", "safetensors>=0.5"],
+    "wandb": ["wandb>=0.19"],
+    "test": ["pytest>=8.3", "ruff>=0.11"],
+}
+
+setuptools.setup(
+    name="jinstr",
+    version="0.1.0",
+    description="Japanese instruction-following language models from raw text to answers, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=setuptools.find_packages(include=["jinstr", "jinstr.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["jinstr = jinstr.run:main"]},
+)

@@ -1,0 +1,128 @@
+"""The training step: the same on every mesh, the same however the batch is cut, and right about its denominator."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jinstr.models import config as config_lib
+from jinstr.parallel import mesh as mesh_lib
+from jinstr.train import optimizer as optimizer_lib
+from jinstr.train import state as state_lib
+
+MODEL = config_lib.DecoderConfig(
+    vocab_size=64,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_size=24,
+)
+RULES = mesh_lib.AxisRules()
+
+
+def batch_of(seed=0, B=8, T=24):
+    rng = np.random.default_rng(seed)
+    # Very uneven rows: a mean of row means would be visibly another loss.
+    trained = rng.random((B, T)) < np.linspace(0.05, 0.95, B)[:, None]
+    return {
+        "tokens": rng.integers(0, 64, (B, T)).astype(np.int32),
+        "targets": rng.integers(0, 64, (B, T)).astype(np.int32),
+        "loss_weights": trained.astype(np.float32),
+        "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+        "segment_ids": np.ones((B, T), np.int32),
+    }
+
+
+@functools.cache
+def train(mesh_config, microbatches=1, name="adamw", steps=5, ema=0.0):
+    """Losses and last parameters of a few steps; the batches are the same for every mesh."""
+    devices = (
+        8 if mesh_config.data == -1 else mesh_config.data * mesh_config.fsdp * mesh_config.tensor
+    )
+    mesh = mesh_lib.make_mesh(mesh_config, jax.devices()[:devices])
+    config = optimizer_lib.OptimizerConfig(
+        name=name, learning_rate=1e-3, warmup_steps=2, ema_decay=ema, muon_learning_rate=1e-3
+    )
+    transform = optimizer_lib.make_optimizer(config, 20)
+    with jax.set_mesh(mesh):
+        abstract = state_lib.abstract_state(MODEL, transform, mesh, RULES, ema > 0)
+        state = state_lib.init_state(MODEL, transform, abstract, 0)
+        step = state_lib.make_step(MODEL, config, transform, mesh, RULES, abstract, microbatches)
+        losses = []
+        for i in range(steps):
+            state, metrics = step(state, state_lib.place_batch(batch_of(i), mesh, RULES))
+            losses.append(float(metrics["loss"]))
+        for leaf, want in zip(jax.tree.leaves(state), jax.tree.leaves(abstract)):
+            assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
+    return np.array(losses), jax.device_get(state["params"]), metrics
+
+
+ONE = mesh_lib.MeshConfig(data=1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_meshes_agree(name):
+    losses, params, _ = train(ONE, name=name)
+    for mesh_config in (mesh_lib.MeshConfig(data=8), mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)):
+        other_losses, other_params, _ = train(mesh_config, name=name)
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other_params)):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+    # Negative control: another optimizer gives another curve.
+    control, _, _ = train(ONE, name="muon" if name == "adamw" else "adamw")
+    assert np.abs(control / losses - 1)[1:].max() > 1e-5
+
+
+def test_accumulation_equals_one_batch_with_uneven_weights():
+    losses, params, metrics = train(ONE)
+    accumulated, other_params, other_metrics = train(ONE, microbatches=4)
+    np.testing.assert_allclose(accumulated, losses, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other_params)):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(other_metrics["grad_norm"]), rel=1e-4)
+
+
+def test_loss_is_the_token_weighted_mean_not_a_mean_of_rows():
+    mesh = mesh_lib.make_mesh(ONE, jax.devices()[:1])
+    transform = optimizer_lib.make_optimizer(optimizer_lib.OptimizerConfig(), 10)
+    with jax.set_mesh(mesh):
+        abstract = state_lib.abstract_state(MODEL, transform, mesh, RULES, False)
+        params = state_lib.init_state(MODEL, transform, abstract, 0)["params"]
+        evaluate = state_lib.make_evaluator(MODEL, mesh, RULES)
+        batch = batch_of()
+        nll, weight = map(float, evaluate(params, batch))
+        rows = [evaluate(params, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(8)]
+        assert nll == pytest.approx(sum(float(r[0]) for r in rows), rel=1e-5)
+        assert weight == batch["loss_weights"].sum() == sum(float(r[1]) for r in rows)
+        row_mean = np.mean([float(r[0]) / max(float(r[1]), 1) for r in rows])
+        assert abs(row_mean - nll / weight) > 1e-4
+        first = train(ONE)[0][0]
+        assert first == pytest.approx(nll / weight, rel=1e-5)
+
+
+def test_metrics_count_tokens_and_squares():
+    _, _, metrics = train(ONE)
+    assert float(metrics["tokens"]) == 8 * 24
+    assert float(metrics["square"]) == 8 * 24**2
+
+
+def test_ema_is_the_running_average():
+    _, params, _ = train(ONE, steps=1)
+    mesh = mesh_lib.make_mesh(ONE, jax.devices()[:1])
+    config = optimizer_lib.OptimizerConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.75)
+    transform = optimizer_lib.make_optimizer(config, 20)
+    with jax.set_mesh(mesh):
+        abstract = state_lib.abstract_state(MODEL, transform, mesh, RULES, True)
+        state = state_lib.init_state(MODEL, transform, abstract, 0)
+        start = jax.device_get(state["params"])
+        step = state_lib.make_step(MODEL, config, transform, mesh, RULES, abstract)
+        state, _ = step(state, batch_of(0))
+    leaves = map(
+        jax.tree.leaves, (start, jax.device_get(state["params"]), jax.device_get(state["ema"]))
+    )
+    for before, now, ema in zip(*leaves):
+        np.testing.assert_allclose(ema, 0.75 * before + 0.25 * now, rtol=1e-5, atol=1e-7)
+        assert not np.array_equal(before, now)
