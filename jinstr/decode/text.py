@@ -126,17 +126,15 @@ class TextSampler:
         decoding = self._start([prompt], [row])
         assembler = Assembler(self.tokenizer.stream(), self.stop_strings)
         fed, more = 0, True
-        while more and not assembler.stopped:
+        while True:
             rollout = jax.device_get(decoding.rollout())
             for token_id in rollout.ids[0, fed : _text_length(rollout, 0)]:
                 if piece := assembler.push(int(token_id)):
                     yield piece
+            if assembler.stopped or not more:
+                break
             fed = decoding.written
-            more = not assembler.stopped and decoding.advance(fed + 1)
-        rollout = jax.device_get(decoding.rollout())
-        for token_id in rollout.ids[0, fed : _text_length(rollout, 0)]:
-            if piece := assembler.push(int(token_id)):
-                yield piece
+            more = decoding.advance(fed + 1)
         if piece := assembler.flush():
             yield piece
 
