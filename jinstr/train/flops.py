@@ -1,0 +1,83 @@
+"""Counting model FLOPs, tokens per second and utilisation, by one definition.
+
+Per token: 6·N + 6·L·n_heads·head_dim·T_eff, N = weights of matrix products with the output head, without the input
+embedding; T_eff = Σ len² / Σ len over the packed segments (causal attention counted once, padding not at all).
+Recomputation is not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jinstr.models import config as config_lib
+
+
+def matmul_weights(config: config_lib.DecoderConfig) -> int:
+    """Weights that take part in matrix products, output head included."""
+    heads = config.num_heads * config.head_dim
+    attention = config.hidden_size * (2 * heads + 2 * config.num_kv_heads * config.head_dim)
+    mlp = (3 if config.gated_mlp else 2) * config.hidden_size * config.mlp_size
+    return config.num_layers * (attention + mlp) + config.hidden_size * config.vocab_size
+
+
+def train_flops(config: config_lib.DecoderConfig, tokens: float, square: float) -> float:
+    """FLOPs of forward and backward over `tokens` places in segments whose squared lengths add up to `square`."""
+    attention = config.num_layers * config.num_heads * config.head_dim
+    return 6.0 * matmul_weights(config) * tokens + 6.0 * attention * square
+
+
+def matmul_ceiling(size: int = 2048, tries: int = 5, dtype=jnp.float32) -> float:
+    """FLOP/s of one [size, size] matrix product on random data, median of `tries`, on the default device."""
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), dtype)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    seconds = []
+    for _ in range(tries):
+        before = time.perf_counter()
+        product(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - before)
+    return 2 * size**3 / float(np.median(seconds))
+
+
+class Meter:
+    """Tokens, FLOPs and time between two reads; time in evaluations and saves is left out."""
+
+    def __init__(self, config: config_lib.DecoderConfig, tokens_seen: float = 0.0):
+        self._config = config
+        self._ceiling = matmul_ceiling() * jax.device_count()
+        self.tokens_seen = tokens_seen  # over the whole run
+        self.flops = 0.0  # since this process started
+        self.start()
+
+    def start(self) -> None:
+        self._tokens = self._flops = self._pause = 0.0
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self):
+        before = time.perf_counter()
+        yield
+        self._pause += time.perf_counter() - before
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Count one step from its metrics `tokens` and `square` (see train.state.make_step)."""
+        flops = train_flops(self._config, metrics["tokens"], metrics["square"])
+        self._tokens += metrics["tokens"]
+        self._flops += flops
+        self.tokens_seen += metrics["tokens"]
+        self.flops += flops
+
+    def read(self) -> dict[str, float]:
+        """tokens_per_second and mfu (share of the measured matmul ceiling) since the last read."""
+        seconds = max(1e-9, time.perf_counter() - self._since - self._pause)
+        speed = {
+            "tokens_per_second": self._tokens / seconds,
+            "mfu": self._flops / seconds / self._ceiling,
+        }
+        self.start()
+        return speed

@@ -1,0 +1,78 @@
+"""Where numbers go: metrics.jsonl and samples.jsonl in the run directory, TensorBoard, and wandb if asked."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+    """The whole lines of a JSONL file; a last line cut off by a kill is left out."""
+    lines = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def cut_back(path: pathlib.Path, step: int) -> None:
+    """Keep the lines up to `step`; what came after goes to <name>.after_<step> beside it."""
+    lines = read_lines(path)
+    later = [line for line in lines if line["step"] > step]
+    if not later:
+        return
+    with path.with_name(f"{path.name}.after_{step}").open("a", encoding="utf-8") as aside:
+        aside.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in later)
+    kept = "".join(
+        json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step
+    )
+    replacement = path.with_name(path.name + ".tmp")
+    replacement.write_text(kept, encoding="utf-8")
+    replacement.replace(path)
+
+
+class MetricsWriter:
+    """Appends metrics and samples; on a resume it first cuts the files back to the restored step."""
+
+    def __init__(self, run_dir, *, tensorboard: bool, wandb: str, start_step: int):
+        run_dir = pathlib.Path(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            cut_back(run_dir / name, start_step)
+        self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._samples = (run_dir / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._board = self._wandb = None
+        if tensorboard:
+            import tensorboardX
+
+            self._board = tensorboardX.SummaryWriter(
+                str(run_dir / "tensorboard"), purge_step=start_step
+            )
+        if wandb:
+            import wandb as wandb_lib
+
+            self._wandb = wandb_lib.init(project=wandb, dir=str(run_dir), resume="allow")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line {"step", name: value, …} after `step` updates."""
+        self._metrics.write(json.dumps({"step": step} | values, ensure_ascii=False) + "\n")
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def write_sample(self, step: int, prompt: str, answer: str, ended: bool, set_name: str) -> None:
+        line = {"step": step, "set": set_name, "prompt": prompt, "answer": answer, "ended": ended}
+        self._samples.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._samples.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
