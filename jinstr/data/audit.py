@@ -37,7 +37,7 @@ def problems(
     """Findings for a rendered conversation whose every assistant turn is to be trained; () when all is well.
 
     Args: tokens i32 [n + 1]; mask bool [n + 1], True = trained as a target. template gives `stop_ids`, the ids that end
-    a turn (empty for templates that end turns with text alone).
+    a turn, and `ends_every_turn` (False: only the last answer ends with one of them).
     """
     stretches = trained_stretches(mask)
     if not stretches:
@@ -49,7 +49,7 @@ def problems(
     for start, end in stretches:
         ids = tokens[start:end].tolist()
         ended = [number for number, id in enumerate(ids) if id in stops]
-        if stops and not ended:
+        if not ended and (template.ends_every_turn or (start, end) == stretches[-1]):
             found.append(UNTRAINED_END)
         body = ids[: ended[0]] if ended else ids
         texts.append(_bare(tokenizer.decode(body)))
@@ -68,6 +68,8 @@ def check_batch(batch: Mapping[str, np.ndarray]) -> None:
     """
     weights, segments = batch["loss_weights"], batch["segment_ids"]
     if not (weights > 0).any():
-        raise errors.DataError("JI-AUDIT-001", "the batch holds no trained token; look: jinstr inspect")
+        raise errors.DataError(
+            "JI-AUDIT-001", "the batch holds no trained token; look: jinstr inspect"
+        )
     if (weights[segments == 0] != 0).any():
         raise errors.DataError("JI-AUDIT-002", "the batch trains padding; prepare the data again")

@@ -54,7 +54,12 @@ def _render(messages: Sequence[Mapping], tokenizer, template):
     rendered = render.render(messages, template, tokenizer)
     tokens = np.array(rendered.tokens, np.int32)
     mask = np.array(rendered.loss_mask, bool)
-    return tokens, mask, rendered.straddles, audit.problems(messages, tokens, mask, template, tokenizer)
+    return (
+        tokens,
+        mask,
+        rendered.straddles,
+        audit.problems(messages, tokens, mask, template, tokenizer),
+    )
 
 
 def encode_chat(source: str, example: Mapping, tokenizer, template) -> Encoded:

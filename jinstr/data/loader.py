@@ -29,7 +29,9 @@ class LoaderConfig:
     batch_rows: int  # rows in a batch, over all hosts
     seed: int = 0  # orders rows; does not touch what is in a row
     rate_unit: str = "tokens"  # what sources' rates count: tokens | examples | passes
-    phases: tuple[tuple[int, tuple[float, ...]], ...] = ()  # later rates: (from step, rate of each source)
+    phases: tuple[
+        tuple[int, tuple[float, ...]], ...
+    ] = ()  # later rates: (from step, rate of each source)
     prefetch: int = 4  # batches read ahead by `iterate`
 
 
@@ -157,7 +159,9 @@ class Loader:
     def _pieces(self, rows: Sequence[tuple[int, int]]) -> list[list[tuple]]:
         """(record, start, length, source) of each segment of each row, one read per source."""
         pieces = [
-            self._sources[source].index.pieces[slice(*self._sources[source].index.offsets[row : row + 2])]
+            self._sources[source].index.pieces[
+                slice(*self._sources[source].index.offsets[row : row + 2])
+            ]
             for source, row in rows
         ]
         records: dict[tuple[int, int], object] = {}
@@ -167,7 +171,10 @@ class Loader:
             for index, record in zip(wanted.tolist(), source.set.read(wanted)):
                 records[number, index] = record
         return [
-            [(records[owner, record], start, length, owner) for record, start, length in row.tolist()]
+            [
+                (records[owner, record], start, length, owner)
+                for record, start, length in row.tolist()
+            ]
             for row, (owner, _) in zip(pieces, rows)
         ]
 
@@ -179,7 +186,9 @@ class Loader:
             for record, start, length, _ in row:
                 ids = record.tokens[start : start + length + 1]
                 chat = hasattr(record, "mask")
-                segments[-1].append((ids, record.mask if chat else None, record.weight if chat else 1.0))
+                segments[-1].append(
+                    (ids, record.mask if chat else None, record.weight if chat else 1.0)
+                )
         return batching.assemble(
             segments + [[] for _ in range(empty)], self.config.seq_len, self.pad_id
         )
@@ -188,7 +197,9 @@ class Loader:
         """The batch of a step, or a host's consecutive part of its rows: i32 and f32 [batch_rows / num_hosts, T]."""
         return self._batch(self._rows(step, host, num_hosts))
 
-    def example_ids(self, step: int, host: int = 0, num_hosts: int = 1) -> list[tuple[str, str, int]]:
+    def example_ids(
+        self, step: int, host: int = 0, num_hosts: int = 1
+    ) -> list[tuple[str, str, int]]:
         """(source, example id, first target of the segment in its example's chunk order) of a step's segments.
 
         The third number is part * 2^20 + start for text (chunk and window), the turn for conversations.
@@ -219,7 +230,9 @@ class Loader:
         ]
         return self._batch(filled, empty=len(rows) - len(filled))
 
-    def evaluation_batches(self, host: int = 0, num_hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    def evaluation_batches(
+        self, host: int = 0, num_hosts: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Every row once, in order; the last batch is filled up with rows of padding."""
         size = self.config.batch_rows
         part = size // num_hosts

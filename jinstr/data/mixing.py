@@ -86,7 +86,11 @@ class Schedule:
 
     def __init__(self, phases: Sequence[tuple[int, np.ndarray]]):
         """Args: phases, (first slot, row shares [S]) in ascending order, the first at slot 0."""
-        if not phases or phases[0][0] != 0 or sorted({p[0] for p in phases}) != [p[0] for p in phases]:
+        if (
+            not phases
+            or phases[0][0] != 0
+            or sorted({p[0] for p in phases}) != [p[0] for p in phases]
+        ):
             raise errors.ConfigError(
                 "JI-MIX-004",
                 f"mixture phases must start at step 0 and ascend, found {[p[0] for p in phases]}",

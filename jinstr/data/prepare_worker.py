@@ -23,7 +23,9 @@ from array_record.python import array_record_module
 from jinstr import errors
 from jinstr.data import encoding, records
 
-BATCH_BYTES = 1 << 18  # text sent to a worker at once: large enough to hide the hand-over, small enough to balance
+BATCH_BYTES = (
+    1 << 18
+)  # text sent to a worker at once: large enough to hide the hand-over, small enough to balance
 BATCH_EXAMPLES = 512
 AHEAD = 4  # batches in flight per worker: bounds memory when reading is faster than encoding
 
@@ -211,7 +213,9 @@ def build(job: Job, examples: Iterable[dict], workers: int) -> dict:
         "drops": {job.source: drops},
         "audit": {
             job.source: {
-                name[6:]: count for name, count in sorted(counts.items()) if name.startswith("audit/")
+                name[6:]: count
+                for name, count in sorted(counts.items())
+                if name.startswith("audit/")
             }
         },
         "shards": [facts for facts, _, _ in written],

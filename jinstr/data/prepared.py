@@ -1,10 +1,10 @@
 """A prepared set on disk, and how to read it. numpy, msgpack and ArrayRecord only.
 
-    <set>/manifest.json             what it is, where it came from, what was dropped; written last
-    <set>/shard-00000-of-00004      ArrayRecord, one msgpack record each (records.py)
-    <set>/lengths.npy               i32 [records]: targets of each record
-    <set>/text_bytes.npy            f64 [records]: UTF-8 bytes of the trained text, times its weight
-    <set>/pack-<T>/                 rows of T places (packing.py)
+<set>/manifest.json             what it is, where it came from, what was dropped; written last
+<set>/shard-00000-of-00004      ArrayRecord, one msgpack record each (records.py)
+<set>/lengths.npy               i32 [records]: targets of each record
+<set>/text_bytes.npy            f64 [records]: UTF-8 bytes of the trained text, times its weight
+<set>/pack-<T>/                 rows of T places (packing.py)
 """
 
 from __future__ import annotations

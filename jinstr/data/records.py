@@ -14,7 +14,9 @@ import msgpack
 import numpy as np
 import xxhash
 
-MAX_TARGETS = 16_384  # targets in one record: a power of two, so that windows of any usual T fill it exactly
+MAX_TARGETS = (
+    16_384  # targets in one record: a power of two, so that windows of any usual T fill it exactly
+)
 KINDS = ("lm", "chat", "preference", "prompts")
 
 
