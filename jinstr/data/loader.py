@@ -97,9 +97,8 @@ class Loader:
         self._ends = np.cumsum([source.num_rows for source in self._sources])
         self.num_rows = int(self._ends[-1])
         self.bytes_total = sum(source.text_bytes for source in self._sources)
-        self.fingerprint = xxhash.xxh3_64_hexdigest(
-            repr([(s.name, s.rate, s.set.fingerprint) for s in self._sources]) + repr(config)
-        )
+        identity = [(s.name, s.rate, s.set.fingerprint) for s in self._sources]
+        self.fingerprint = xxhash.xxh3_64_hexdigest(f"{identity}{config}".encode())
 
     def _row_shares(self, rates: Sequence[float]) -> np.ndarray:
         if len(rates) != len(self._sources):
@@ -152,7 +151,7 @@ class Loader:
         return grain.experimental.index_shuffle(
             place,
             max_index=self._sources[source].num_rows - 1,
-            seed=xxhash.xxh3_64_intdigest(seed) & 0x7FFFFFFF,
+            seed=xxhash.xxh3_64_intdigest(seed.encode()) & 0x7FFFFFFF,
             rounds=4,
         )
 
@@ -229,6 +228,16 @@ class Loader:
             if row >= 0
         ]
         return self._batch(filled, empty=len(rows) - len(filled))
+
+    def first_records(self, count: int) -> list:
+        """The first `count` records of the first source, in the set's (shuffled) order."""
+        first = self._sources[0].set
+        return first.read(range(min(count, len(first))))
+
+    @property
+    def is_chat(self) -> bool:
+        """Are the records of the first source conversations?"""
+        return self._sources[0].set.kind == "chat"
 
     def evaluation_batches(
         self, host: int = 0, num_hosts: int = 1

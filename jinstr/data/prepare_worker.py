@@ -10,18 +10,22 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import json
 import multiprocessing
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator
 
 import msgpack
 import numpy as np
 import tqdm
+import xxhash
 from array_record.python import array_record_module
 
 from jinstr import errors
-from jinstr.data import encoding, records
+from jinstr.data import encoding, prepared, records
+from jinstr.data import sources as sources_lib
 
 BATCH_BYTES = (
     1 << 18
@@ -99,13 +103,7 @@ class _Encoder:
             return
         counts["examples"] += 1
         counts["straddles"] += encoded.straddles
-        counts["utf8_bytes"] += _text_bytes(example)
-
-
-def _text_bytes(example: dict) -> int:
-    texts = [example["text"]] if "text" in example else list(example["contents"])
-    texts += [example[name] for name in ("chosen", "rejected") if name in example]
-    return sum(len(text.encode("utf-8")) for text in [*texts, *example.get("responses", ())])
+        counts["utf8_bytes"] += sources_lib.size(example)
 
 
 _encoder: _Encoder | None = None
@@ -125,7 +123,7 @@ def _batches(examples: Iterable[dict]) -> Iterator[list[dict]]:
     batch, size = [], 0
     for example in examples:
         batch.append(example)
-        size += _text_bytes(example)
+        size += sources_lib.size(example)
         if size >= BATCH_BYTES or len(batch) >= BATCH_EXAMPLES:
             yield batch
             batch, size = [], 0
@@ -210,13 +208,81 @@ def build(job: Job, examples: Iterable[dict], workers: int) -> dict:
             "utf8_bytes": counts["utf8_bytes"],
             "straddles": counts["straddles"],
         },
-        "drops": {job.source: drops},
+        "drops": drops,
         "audit": {
-            job.source: {
-                name[6:]: count
-                for name, count in sorted(counts.items())
-                if name.startswith("audit/")
-            }
+            name[6:]: count for name, count in sorted(counts.items()) if name.startswith("audit/")
         },
         "shards": [facts for facts, _, _ in written],
     }
+
+
+def _manifest(request: dict, facts: dict, report: sources_lib.ReadReport, folder) -> dict:
+    """All that the set says about itself."""
+    from jinstr.text import tokenizer as tokenizer_lib
+
+    tokenizer = tokenizer_lib.load(request["tokenizer_path"])
+    files = {
+        path.name: {"bytes": path.stat().st_size, "xxh3": prepared.file_digest(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != "request.json"
+    }
+    digests = json.dumps({name: file["xxh3"] for name, file in files.items()})
+    return facts | {
+        "format": prepared.FORMAT,
+        "source": request["source"],
+        "template": request["template"],
+        "drops": facts["drops"] | dict(report.dropped),
+        "bad_rows": report.bad,
+        "files": files,
+        "tokens": {
+            "dtype": records.token_dtype(tokenizer.vocab_size),
+            "tokenizer": tokenizer.fingerprint,
+            "pad_id": tokenizer.pad_id,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "fingerprint": xxhash.xxh3_64_hexdigest(digests.encode()),
+    }
+
+
+def main(request_path: str) -> int:
+    """Build the set that a request asks for, in the request's folder. What goes wrong is left in error.json."""
+    folder = pathlib.Path(request_path).parent
+    request = json.loads(pathlib.Path(request_path).read_text("utf-8"))
+    source = sources_lib.SourceConfig(**request["source"])
+    try:
+        kind = sources_lib.kind(source)
+        if kind != "lm" and not request["template"]:
+            raise errors.ConfigError(
+                "JI-PREPARE-007",
+                f"{source.name} holds conversations ({kind}); say how they are written: TEMPLATE=chatml",
+            )
+        job = Job(
+            kind=kind,
+            source=source.name,
+            tokenizer_path=request["tokenizer_path"],
+            template=request["template"],
+            seed=0,
+            shards=request["shards"],
+            audit=request["audit"],
+            folder=str(folder),
+        )
+        report = sources_lib.ReadReport()
+        facts = build(job, sources_lib.read(source, report), request["workers"])
+        if not facts["counts"]["records"]:
+            drops = facts["drops"] | dict(report.dropped)
+            raise errors.DataError(
+                "JI-PREPARE-008", f"{source.name}: no examples are left ({drops})"
+            )
+        manifest = _manifest(request, facts, report, folder)
+        # Last, so that a folder with a manifest is a whole set.
+        text = json.dumps(manifest, ensure_ascii=False, indent=1)
+        (folder / prepared.MANIFEST).write_text(text, "utf-8")
+    except errors.JinstrError as error:
+        facts = {"type": type(error).__name__, "code": error.code, "message": error.message}
+        (folder / "error.json").write_text(json.dumps(facts, ensure_ascii=False), "utf-8")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

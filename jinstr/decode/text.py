@@ -100,9 +100,14 @@ class TextSampler:
             stop_ids = template.stop_ids
         forbidden = forbidden_ids(config, tokenizer)
         self._sampler = sampler_lib.Sampler(config, sampling, stop_ids, tokenizer.pad_id, forbidden)
-        self._serving = self._sampler.serve(params)
+        self.use(params)
         # Prompt and answer together; a longer prompt is refused by the commands.
         self.longest_prompt = config.max_positions - sampling.max_new_tokens
+
+    def use(self, params: dict) -> None:
+        """Answer with these parameters from now on: the same shapes, nothing is compiled again."""
+        self.params = params
+        self._serving = self._sampler.serve(params)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the answer begins; without a template, of the last turn's text."""

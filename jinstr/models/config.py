@@ -15,7 +15,9 @@ from jinstr import errors
 class DecoderConfig:
     """Architecture of one decoder. Saved as JSON beside every checkpoint."""
 
-    vocab_size: int = 8000  # rows of the embedding
+    vocab_size: int = (
+        0  # rows of the embedding; 0 = the tokenizer's, rounded up to a multiple of 64
+    )
     hidden_size: int = 256  # model width D
     num_layers: int = 6
     num_heads: int = 4  # query heads N
@@ -101,3 +103,26 @@ class DecoderConfig:
         if unknown:
             raise errors.ConfigError("JI-MODEL-004", f"model.json has unknown fields {unknown}")
         return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How a given model is computed: fields of DecoderConfig that change no result but by rounding."""
+
+    scan_layers: bool = True  # one compiled block for all layers; False unrolls
+    remat: str = "none"  # none | dots | full
+    attention: str = "blocked"  # xla | blocked
+    compute_dtype: str = "auto"  # auto | bfloat16 | float32
+
+
+def with_vocabulary(config: DecoderConfig, vocab_size: int) -> DecoderConfig:
+    """The config with rows for a tokenizer's pieces. Errors: ConfigError when it has too few."""
+    if config.vocab_size == 0:
+        return dataclasses.replace(config, vocab_size=-(-vocab_size // 64) * 64)
+    if config.vocab_size < vocab_size:
+        raise errors.ConfigError(
+            "JI-MODEL-005",
+            f"DecoderConfig.vocab_size = {config.vocab_size}, but the tokenizer has {vocab_size} pieces; "
+            "set 0 to take the tokenizer's",
+        )
+    return config

@@ -53,11 +53,16 @@ def _leaves(tree) -> dict[str, dict]:
     }
 
 
+def _item(tree):
+    """Orbax's standard handler takes no bare arrays."""
+    return {"value": tree} if jax.tree_util.all_leaves([tree]) else tree
+
+
 class Checkpointer:
     """Saves and restores the steps of one run directory. One process writes the commit record."""
 
     def __init__(self, run_dir, config: CheckpointConfig):
-        self.folder = pathlib.Path(run_dir) / "checkpoints"
+        self.folder = pathlib.Path(run_dir).absolute() / "checkpoints"
         self.config = config
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._commit: threading.Thread | None = None
@@ -78,7 +83,7 @@ class Checkpointer:
                 return
             shutil.rmtree(target)
         target.mkdir(parents=True)
-        arguments = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        arguments = {name: ocp.args.StandardSave(_item(tree)) for name, tree in arrays.items()}
         self._orbax.save(target / "state", args=ocp.args.Composite(**arguments))
         shapes = {name: _leaves(tree) for name, tree in arrays.items()}
         self._commit = threading.Thread(
@@ -222,11 +227,14 @@ class Checkpointer:
                 raise errors.ConfigError(
                     "JI-CKPT-008", f"step {step}, {item}: {len(wrong)} arrays differ: {shown}"
                 )
-        arguments = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        arguments = {name: ocp.args.StandardRestore(_item(tree)) for name, tree in abstract.items()}
         restored = self._orbax.restore(
             self.folder / str(step) / "state", args=ocp.args.Composite(**arguments)
         )
-        return {name: restored[name] for name in abstract}
+        bare = {name for name, tree in abstract.items() if jax.tree_util.all_leaves([tree])}
+        return {
+            name: restored[name]["value"] if name in bare else restored[name] for name in abstract
+        }
 
 
 def tree_digest(tree) -> str:

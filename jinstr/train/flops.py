@@ -52,6 +52,7 @@ class Meter:
         self._ceiling = matmul_ceiling() * jax.device_count()
         self.tokens_seen = tokens_seen  # over the whole run
         self.flops = 0.0  # since this process started
+        self.seconds = 0.0  # since this process started, without evaluations and saves
         self.start()
 
     def start(self) -> None:
@@ -79,5 +80,6 @@ class Meter:
             "tokens_per_second": self._tokens / seconds,
             "mfu": self._flops / seconds / self._ceiling,
         }
+        self.seconds += seconds
         self.start()
         return speed

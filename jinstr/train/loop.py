@@ -26,6 +26,7 @@ class LoopConfig:
     log_every: int = 10  # steps between lines in metrics.jsonl
     eval_every: int = 200  # steps between held-out evaluations; 0 = only at the end
     profile: str = ""  # "10:15" writes a trace of steps 10 to 15 to RUN_DIR/profile
+    log_examples: bool = False  # RUN_DIR/examples.jsonl: ids and digest of every batch
     tensorboard: bool = True
     wandb: str = ""  # project name; "" = off
 
@@ -77,7 +78,7 @@ def fit(
     """
     bar = progress_lib.Progress(num_steps, start_step)
     pending: list[tuple[int, dict]] = []
-    meter.start()
+    first_step = time.monotonic()
 
     def drain() -> None:
         """Read the metrics of dispatched steps and write a line when one is due."""
@@ -90,13 +91,18 @@ def fit(
                     f"LEARNING_RATE, or look at the batch: jinstr inspect … STEP={done - 1}",
                 )
             meter.add(values)
-            if done % config.log_every == 0 or done == num_steps or done == start_step + 1:
+            line = {
+                "train/loss": values["loss"],
+                "train/grad_norm": values["grad_norm"],
+                "train/tokens": meter.tokens_seen,
+            }
+            if done == start_step + 1:  # its time is that of compiling
+                line["train/first_step_seconds"] = time.monotonic() - first_step
+                writer.write(done, line | extra(done))
+                meter.start()
+            elif done % config.log_every == 0 or done == num_steps:
                 speed = meter.read()
-                line = {
-                    "train/loss": values["loss"],
-                    "train/grad_norm": values["grad_norm"],
-                    "train/tokens": meter.tokens_seen,
-                } | {f"train/{name}": value for name, value in speed.items()}
+                line |= {f"train/{name}": value for name, value in speed.items()}
                 writer.write(done, line | extra(done))
                 bar.update(done, loss=values["loss"], **speed)
         pending.clear()
@@ -105,14 +111,11 @@ def fit(
         if step >= num_steps:
             break
         _traced(config, run_dir, step)
-        before = time.monotonic()
         state, values = step_function(state, place(batch))
-        if step == start_step:
-            jax.block_until_ready(values)
-            writer.write(step + 1, {"train/first_step_seconds": time.monotonic() - before})
-            meter.start()
         drain()
         pending.append((step + 1, values))
+        if step == start_step:
+            drain()
         done = step + 1
         if checkpointer.is_due(done) or done == num_steps:
             drain()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Iterator
+
+from jinstr.data import batching
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
@@ -32,6 +35,24 @@ def cut_back(path: pathlib.Path, step: int) -> None:
     replacement = path.with_name(path.name + ".tmp")
     replacement.write_text(kept, encoding="utf-8")
     replacement.replace(path)
+
+
+def examples_logged(loader, start_step: int, run_dir, log: bool) -> Iterator[tuple[int, dict]]:
+    """The loader's batches; with `log`, RUN_DIR/examples.jsonl tells what was in each and its digest."""
+    if not log:
+        yield from loader.iterate(start_step)
+        return
+    path = pathlib.Path(run_dir) / "examples.jsonl"
+    cut_back(path, start_step)
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        for step, batch in loader.iterate(start_step):
+            line = {
+                "step": step + 1,
+                "digest": batching.batch_digest(batch),
+                "examples": loader.example_ids(step),
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            yield step, batch
 
 
 class MetricsWriter:

@@ -62,6 +62,12 @@ def template_of(run_dir) -> str:
     return name.read_text(encoding="utf-8").strip() if name.exists() else ""
 
 
+def on_one_device(params: dict) -> dict:
+    """Parameters as sampling and scoring take them: whole, on the first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.device_put(params, place)
+
+
 def load_run(
     run_dir, step: int | None = None, *, weights: str = "params", template: str = ""
 ) -> Run:

@@ -1,0 +1,144 @@
+"""`jinstr pretrain`: a language model from text."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+
+import jax
+
+from jinstr.data import dataset as dataset_lib
+from jinstr.data import prepare as prepare_lib
+from jinstr.models import config as config_lib
+from jinstr.parallel import mesh as mesh_lib
+from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import checkpoint as checkpoint_lib
+from jinstr.train import evaluation, flops, loop, serving, startup, summary
+from jinstr.train import metrics as metrics_lib
+from jinstr.train import optimizer as optimizer_lib
+from jinstr.train import state as state_lib
+
+
+def pretrain(
+    *,
+    data: dataset_lib.DataConfig,
+    tokenizer: str,
+    model: config_lib.DecoderConfig,
+    optimizer: optimizer_lib.OptimizerConfig,
+    loop_config: loop.LoopConfig,
+    evaluation_config: evaluation.EvaluationConfig,
+    checkpoint: checkpoint_lib.CheckpointConfig,
+    prepare: prepare_lib.PrepareConfig,
+    mesh: mesh_lib.MeshConfig,
+    rules: mesh_lib.AxisRules,
+    run_dir: str,
+    init: str,
+    seed: int,
+) -> dict:
+    """Train on the next token of every document; the run directory is what DESIGN calls a run.
+
+    init: RUN_DIR[@step] of a model of the same shape to go on from. Interrupted, the same command continues where the
+    newest sound checkpoint stands. Returns the summary that is written to RUN_DIR/summary.json.
+    """
+    started = time.time()
+    startup.use_compile_cache()
+    run_dir = pathlib.Path(run_dir)
+    text_tokenizer = tokenizer_lib.load(tokenizer)
+    model = config_lib.with_vocabulary(model, text_tokenizer.vocab_size)
+    data_set = dataset_lib.load(
+        data,
+        tokenizer_path=tokenizer,
+        template="",
+        prepare_config=prepare,
+        seed=seed,
+        may_prepare=jax.process_count() == 1,
+    )
+    num_steps = loop.planned_steps(
+        loop_config, data_set.train.num_rows / data_set.train.config.batch_rows
+    )
+
+    devices = mesh_lib.make_mesh(mesh)
+    transform = optimizer_lib.make_optimizer(optimizer, num_steps)
+    abstract = state_lib.abstract_state(
+        model, transform, devices, rules, ema=optimizer.ema_decay > 0
+    )
+    serving.write_model_files(run_dir, model, tokenizer, "")
+    checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
+    state, start_step, tokens_seen = startup.restore_or_init(
+        checkpointer=checkpointer,
+        model=model,
+        transform=transform,
+        abstract=abstract,
+        seed=seed,
+        init=init,
+        data_fingerprint=data_set.train.fingerprint,
+    )
+    step_function = state_lib.make_step(
+        model, optimizer, transform, devices, rules, abstract, loop_config.microbatches
+    )
+    writer = metrics_lib.MetricsWriter(
+        run_dir,
+        tensorboard=loop_config.tensorboard,
+        wandb=loop_config.wandb,
+        start_step=start_step,
+    )
+    meter = flops.Meter(model, tokens_seen)
+    evaluator = state_lib.make_evaluator(model, devices, rules)
+    answers = evaluation.Answers(model, text_tokenizer, None, evaluation_config)
+    prompts = [
+        [text_tokenizer.bos_id, *text_tokenizer.encode(text)]
+        for text in evaluation_config.sample_prompts[: evaluation_config.samples]
+    ]
+    rate = optimizer_lib.make_schedule(optimizer, num_steps, optimizer.learning_rate)
+
+    def evaluate(state: dict, step: int) -> dict[str, float]:
+        results = {}
+        for name, loader in data_set.held_out.items():
+            found = evaluation.loss_on(
+                evaluator, state["params"], loader, devices, rules, data.eval_rows
+            )
+            results |= {f"eval/{name}/{key}": value for key, value in found.items()}
+        if prompts:
+            params = serving.on_one_device(state["params"])
+            for text, answer in zip(
+                evaluation_config.sample_prompts, answers.write(params, prompts)
+            ):
+                writer.write_sample(step, text, answer.text, answer.finish != "length", "pretrain")
+        return results
+
+    state = loop.fit(
+        run_dir=run_dir,
+        config=loop_config,
+        state=state,
+        step_function=step_function,
+        batches=metrics_lib.examples_logged(
+            data_set.train, start_step, run_dir, loop_config.log_examples
+        ),
+        place=lambda batch: state_lib.place_batch(batch, devices, rules),
+        start_step=start_step,
+        num_steps=num_steps,
+        evaluate=evaluate,
+        checkpointer=checkpointer,
+        writer=writer,
+        run_json=lambda step: {
+            "data": {"fingerprint": data_set.train.fingerprint, "step": step},
+            "tokens_seen": meter.tokens_seen,
+        },
+        meter=meter,
+        extra=lambda step: {"train/learning_rate": float(rate(step - 1))},
+    )
+    checkpointer.close()
+    writer.close()
+    return summary.write(
+        run_dir,
+        title="jinstr pretrain",
+        facts=startup.describe(model, devices)
+        | {
+            "steps": num_steps,
+            "tokens": meter.tokens_seen,
+            "flops": meter.flops,
+            "train_seconds": meter.seconds,
+            "wall_seconds": time.time() - started,
+        },
+        data=dataset_lib.table(data_set),
+    )

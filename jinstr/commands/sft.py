@@ -1,0 +1,162 @@
+"""`jinstr sft`: instruction tuning of a pretrained model on questions and answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+
+import jax
+
+from jinstr.data import dataset as dataset_lib
+from jinstr.data import eval_tasks
+from jinstr.data import prepare as prepare_lib
+from jinstr.models import config as config_lib
+from jinstr.parallel import mesh as mesh_lib
+from jinstr.text import templates
+from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import checkpoint as checkpoint_lib
+from jinstr.train import evaluation, flops, loop, serving, startup, summary
+from jinstr.train import metrics as metrics_lib
+from jinstr.train import optimizer as optimizer_lib
+from jinstr.train import state as state_lib
+
+
+def sft(
+    *,
+    init: str,
+    template: str,
+    data: dataset_lib.DataConfig,
+    execution: config_lib.ExecutionConfig,
+    optimizer: optimizer_lib.OptimizerConfig,
+    loop_config: loop.LoopConfig,
+    evaluation_config: evaluation.EvaluationConfig,
+    checkpoint: checkpoint_lib.CheckpointConfig,
+    prepare: prepare_lib.PrepareConfig,
+    mesh: mesh_lib.MeshConfig,
+    rules: mesh_lib.AxisRules,
+    run_dir: str,
+    seed: int,
+) -> dict:
+    """Train on the answers (and their end tokens) of conversations; text sources are trained on as a whole.
+
+    init: RUN_DIR[@step] of the model to tune; its shape and tokenizer are kept. template: how conversations are
+    written ("" = as `init` was trained, else chatml). Returns the summary that is written to RUN_DIR/summary.json, with the
+    accuracy on every task before and after.
+    """
+    started = time.time()
+    startup.use_compile_cache()
+    run_dir = pathlib.Path(run_dir)
+    model = dataclasses.replace(startup.model_of(init), **dataclasses.asdict(execution))
+    tokenizer_path = startup.tokenizer_of(init)
+    tokenizer = tokenizer_lib.load(tokenizer_path)
+    template = template or serving.template_of(init.partition("@")[0]) or "chatml"
+    chat_template = templates.load(template, tokenizer)
+    data_set = dataset_lib.load(
+        data,
+        tokenizer_path=tokenizer_path,
+        template=template,
+        prepare_config=prepare,
+        seed=seed,
+        may_prepare=jax.process_count() == 1,
+    )
+    tasks = eval_tasks.parse(evaluation_config.tasks, data.module, evaluation_config.questions)
+    num_steps = loop.planned_steps(
+        loop_config, data_set.train.num_rows / data_set.train.config.batch_rows
+    )
+
+    devices = mesh_lib.make_mesh(mesh)
+    transform = optimizer_lib.make_optimizer(optimizer, num_steps)
+    abstract = state_lib.abstract_state(
+        model, transform, devices, rules, ema=optimizer.ema_decay > 0
+    )
+    serving.write_model_files(run_dir, model, tokenizer_path, template)
+    checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
+    state, start_step, tokens_seen = startup.restore_or_init(
+        checkpointer=checkpointer,
+        model=model,
+        transform=transform,
+        abstract=abstract,
+        seed=seed,
+        init=init,
+        data_fingerprint=data_set.train.fingerprint,
+    )
+    step_function = state_lib.make_step(
+        model, optimizer, transform, devices, rules, abstract, loop_config.microbatches
+    )
+    writer = metrics_lib.MetricsWriter(
+        run_dir,
+        tensorboard=loop_config.tensorboard,
+        wandb=loop_config.wandb,
+        start_step=start_step,
+    )
+    meter = flops.Meter(model, tokens_seen)
+    evaluator = state_lib.make_evaluator(model, devices, rules)
+    answers = evaluation.Answers(model, tokenizer, chat_template, evaluation_config)
+    rate = optimizer_lib.make_schedule(optimizer, num_steps, optimizer.learning_rate)
+
+    def evaluate(state: dict, step: int) -> dict[str, float]:
+        results = {}
+        params = serving.on_one_device(state["params"])
+        for name, loader in data_set.held_out.items():
+            found = evaluation.loss_on(
+                evaluator, state["params"], loader, devices, rules, data.eval_rows
+            )
+            if loader.is_chat and evaluation_config.samples:
+                prompts = evaluation.chat_prompts(loader, evaluation_config.samples)
+                written = answers.write(params, prompts)
+                found["ended"] = sum(a.finish != "length" for a in written) / len(written)
+                for prompt, answer in zip(prompts, written):
+                    text = tokenizer.decode(prompt)
+                    writer.write_sample(step, text, answer.text, answer.finish != "length", name)
+            results |= {f"eval/{name}/{key}": value for key, value in found.items()}
+        for task in tasks:
+            if task.chooses:
+                found = evaluation.choose(
+                    model, params, tokenizer, chat_template, task, evaluation_config.batch_rows
+                )
+            else:
+                found = answers.score(params, task)
+            results |= {f"eval/{task.name}/{key}": value for key, value in found.items()}
+        return results
+
+    if start_step == 0:  # the model before tuning, to compare with
+        writer.write(0, evaluate(state, 0))
+    state = loop.fit(
+        run_dir=run_dir,
+        config=loop_config,
+        state=state,
+        step_function=step_function,
+        batches=metrics_lib.examples_logged(
+            data_set.train, start_step, run_dir, loop_config.log_examples
+        ),
+        place=lambda batch: state_lib.place_batch(batch, devices, rules),
+        start_step=start_step,
+        num_steps=num_steps,
+        evaluate=evaluate,
+        checkpointer=checkpointer,
+        writer=writer,
+        run_json=lambda step: {
+            "data": {"fingerprint": data_set.train.fingerprint, "step": step},
+            "tokens_seen": meter.tokens_seen,
+        },
+        meter=meter,
+        extra=lambda step: {"train/learning_rate": float(rate(step - 1))},
+    )
+    checkpointer.close()
+    writer.close()
+    return summary.write(
+        run_dir,
+        title="jinstr sft",
+        facts=startup.describe(model, devices)
+        | {
+            "steps": num_steps,
+            "tokens": meter.tokens_seen,
+            "flops": meter.flops,
+            "train_seconds": meter.seconds,
+            "wall_seconds": time.time() - started,
+            "accuracy": summary.before_and_after(run_dir, tasks),
+        },
+        data=dataset_lib.table(data_set),
+        previous=[init.partition("@")[0]],
+    )

@@ -1,0 +1,152 @@
+"""What a run trains on and what is kept aside: `DATA=…` to a loader of batches and loaders of held-out sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from jinstr import errors
+from jinstr.data import loader as loader_lib
+from jinstr.data import packing, prepare, prepared
+from jinstr.data import sources as sources_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Sources, how they are split, and how rows become batches.
+
+    The settings from `holdout` to `module` hold for sources given as text; a SourceConfig in a .gin file says them for
+    itself.
+    """
+
+    data: str | tuple[sources_lib.SourceConfig, ...]  # "[format:]path[*rate],task,tfds:name,…"
+    eval_data: str | tuple[sources_lib.SourceConfig, ...] = ""  # sets for evaluation only
+    holdout: float = (
+        0.0  # share of the prompts (or other groups) of every source kept for evaluation
+    )
+    holdout_rule: str = "hash"  # hash | greedy (few, unequal groups: exact in bytes)
+    group_by: str = ""  # field that the split goes by, such as author; "" = prompt, or id of a text
+    format: str = ""  # shape of the rows; "" = told by their keys
+    fields: str = ""  # columns under other names: "instruction=質問,output=回答"
+    on_bad: str = ""  # stop | skip; "" = skip for text, stop for people's data
+    answers: str = "all"  # several to one question: all (weight 1/n) | rotate | first
+    exclude: str = ""  # file of ids or prompts, one a line, that are left out everywhere
+    module: str = ""  # your own module: it registers tasks
+    seq_len: int = 512  # places in a row T
+    batch_tokens: int = 4096  # places in a batch, over all devices: rows = batch_tokens / seq_len
+    rate_unit: str = "passes"  # what *rate counts: passes over the source | tokens | examples
+    eval_rows: int = 0  # rows of each held-out set that are evaluated; 0 = all
+
+
+class Dataset(NamedTuple):
+    """Loaders of one run."""
+
+    train: loader_lib.Loader
+    held_out: dict[str, loader_lib.Loader]  # by the name of the set
+    sources: tuple[sources_lib.SourceConfig, ...]
+    sets: tuple[prepared.PreparedSource, ...]  # of the sources, in order
+
+
+def batch_rows(config: DataConfig) -> int:
+    """Rows of a batch. Errors: ConfigError when batch_tokens is not a multiple of seq_len."""
+    rows, rest = divmod(config.batch_tokens, config.seq_len)
+    if rest or not rows:
+        raise errors.ConfigError(
+            "JI-DATA-001",
+            f"BATCH_TOKENS={config.batch_tokens} is not a multiple of SEQ_LEN={config.seq_len}; "
+            f"take {max(1, rows) * config.seq_len}",
+        )
+    return rows
+
+
+def training_sources(config: DataConfig) -> tuple[sources_lib.SourceConfig, ...]:
+    """The sources that are trained on, without their held-out parts."""
+    return sources_lib.parse(config.data, **_common(config))
+
+
+def held_out_sources(config: DataConfig) -> tuple[sources_lib.SourceConfig, ...]:
+    """The held-out parts of the training sources, and the sources for evaluation only."""
+    parts = [
+        dataclasses.replace(source, part="heldout", rate=1.0)
+        for source in training_sources(config)
+        if source.holdout
+    ]
+    if config.eval_data:
+        whole = _common(config) | {"holdout": 0.0}
+        parts += sources_lib.parse(config.eval_data, **whole)
+    return tuple(parts)
+
+
+def _common(config: DataConfig) -> dict:
+    names = (
+        "holdout",
+        "holdout_rule",
+        "group_by",
+        "format",
+        "fields",
+        "on_bad",
+        "answers",
+        "exclude",
+    )
+    return {name: getattr(config, name) for name in (*names, "module")}
+
+
+def load(
+    config: DataConfig,
+    *,
+    tokenizer_path: str,
+    template: str,
+    prepare_config: prepare.PrepareConfig,
+    seed: int,
+    may_prepare: bool = True,
+) -> Dataset:
+    """Prepare what is missing and open it. Errors: those of preparing; ConfigError for a batch that does not divide."""
+    rows = batch_rows(config)
+    settings = dict(
+        tokenizer_path=tokenizer_path,
+        template=template,
+        config=prepare_config,
+        may_prepare=may_prepare,
+    )
+    sources = training_sources(config)
+    sets = prepare.ensure_prepared(sources, **settings)
+    held_out = held_out_sources(config)
+    held_out_sets = prepare.ensure_prepared(held_out, **settings)
+    loader_config = loader_lib.LoaderConfig(
+        seq_len=config.seq_len, batch_rows=rows, seed=seed, rate_unit=config.rate_unit
+    )
+    train = loader_lib.Loader(sets, loader_config)
+    loaders = {}
+    for source in held_out_sets:
+        name = source.name
+        while name in loaders:
+            name += "+"
+        loaders[name] = loader_lib.Loader((source,), loader_config)
+    return Dataset(train, loaders, sources, sets)
+
+
+def table(data: Dataset) -> list[dict]:
+    """One row for each source, for reports and model cards: what was read, dropped and packed, and its licence."""
+    rows = []
+    for source, place in zip(data.sources, data.sets):
+        opened = prepared.PreparedSet(place.path)
+        manifest, index = opened.manifest, packing.load(opened.path, data.train.config.seq_len)
+        long = {"longer than a row": index.dropped} if index.dropped else {}
+        facts = ("licence", "provenance", "commercial", "redistributable")
+        rows.append(
+            {
+                "name": source.name,
+                "kind": opened.kind,
+                "examples": manifest["counts"]["examples"],
+                "tokens": manifest["counts"]["targets"],
+                "utf8_bytes": manifest["counts"]["utf8_bytes"],
+                "straddles": manifest["counts"]["straddles"],
+                "rows": index.num_rows,
+                "fill": index.fill,
+                "rate": source.rate,
+                "drops": manifest["drops"] | long,
+                "audit": manifest["audit"],
+            }
+            | {name: getattr(source, name) for name in facts}
+        )
+    return rows

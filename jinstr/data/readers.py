@@ -1,0 +1,211 @@
+"""Files to rows: JSON Lines, JSON, xlsx, CSV, parquet, plain and Aozora text. No TensorFlow.
+
+What a file holds is told by its first bytes, not by its name (JSON Lines are often called .json); only CSV and TSV,
+which nothing distinguishes from text, go by their names.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import datetime
+import io
+import json
+import pathlib
+from collections.abc import Iterator
+
+from jinstr import errors
+from jinstr.data import aozora
+
+
+class Skip(Exception):
+    """A row that cannot be read; the file goes on. The message says where and why."""
+
+
+def files_of(path: str) -> list[pathlib.Path]:
+    """The files behind "file", "folder", "glob*" or several of them joined by "+", sorted within each.
+
+    Errors: DataError when there is none.
+    """
+    found: list[pathlib.Path] = []
+    for part in path.split("+"):
+        place = pathlib.Path(part).expanduser()
+        if place.is_dir():
+            inside = sorted(p for p in place.rglob("*") if p.is_file() and p.name[0] not in "._")
+        elif place.is_file():
+            inside = [place]
+        else:
+            root = pathlib.Path(place.anchor) if place.anchor else pathlib.Path()
+            pattern = str(place.relative_to(place.anchor)) if place.anchor else str(place)
+            inside = sorted(p for p in root.glob(pattern) if p.is_file())
+        if not inside:
+            raise errors.DataError(
+                "JI-READ-001", f"{part}: no such file or folder (from {pathlib.Path.cwd()})"
+            )
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def decode(data: bytes, path: pathlib.Path) -> str:
+    """Bytes as text: UTF-8 (with or without a mark), else Shift_JIS. Errors: DataError with the place."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        for encoding in ("cp932", "shift_jis_2004"):
+            try:
+                return data.decode(encoding)
+            except UnicodeDecodeError:
+                continue
+        raise errors.DataError(
+            "JI-READ-002", f"{path}: neither UTF-8 nor Shift_JIS (byte {error.start})"
+        ) from None
+
+
+def kind_of(path: pathlib.Path) -> str:
+    """xlsx | parquet | csv | jsonl | json | text, by content."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    if head.startswith(b"PK\x03\x04"):
+        return "xlsx"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return "csv"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith((b"[{", b"[ ", b"[\n", b"[\r")) or start.rstrip() == b"[]":
+        return "json"
+    if not start.startswith(b"{"):
+        return "text"
+    line = start.partition(b"\n")[0]
+    try:
+        json.loads(line)
+        return "jsonl"
+    except ValueError:
+        # A first line longer than what was read, or one object over many lines.
+        return "json" if line.strip() in (b"{", b"{ ") or b"\n" in start else "jsonl"
+
+
+def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:
+                yield where, Skip(f"not a line of JSON ({error})")
+                continue
+            yield (
+                where,
+                row if isinstance(row, dict) else Skip(f"a {type(row).__name__}, not fields"),
+            )
+
+
+def _json(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+    try:
+        value = json.loads(decode(path.read_bytes(), path))
+    except ValueError as error:
+        raise errors.DataError("JI-READ-003", f"{path}: not JSON ({error})") from None
+    rows = value
+    if isinstance(value, dict):  # SQuAD keeps its articles under `data`
+        rows = value["data"] if isinstance(value.get("data"), list) else [value]
+    for number, row in enumerate(rows, 1):
+        yield (
+            f"{path}, item {number}",
+            row if isinstance(row, dict) else Skip("an item without fields"),
+        )
+
+
+def _cell(value) -> str:
+    """A cell of a sheet as people see it: whole numbers without a point, dates as ISO."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, datetime.datetime | datetime.date):
+        return value.isoformat()
+    return str(value)
+
+
+def _table(path: pathlib.Path, rows: Iterator, first: int) -> Iterator[tuple[str, dict | Skip]]:
+    """Rows of cells under a line of names; empty lines are passed over."""
+    names: list[str] = []
+    for number, cells in enumerate(rows, first):
+        cells = [_cell(cell) for cell in cells]
+        if not any(cell.strip() for cell in cells):
+            continue
+        if not names:
+            names = [cell.strip() for cell in cells]
+            twice = [
+                n for n, count in collections.Counter(filter(None, names)).items() if count > 1
+            ]
+            if twice:
+                raise errors.DataError(
+                    "JI-READ-004",
+                    f"{path}, row {number}: the column {twice[0]!r} stands there twice",
+                )
+            continue
+        if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
+            yield f"{path}, row {number}", Skip(f"{len(cells)} cells under {len(names)} names")
+            continue
+        yield f"{path}, row {number}", {n: cell for n, cell in zip(names, cells) if n}
+
+
+def _xlsx(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+    import openpyxl
+
+    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    try:
+        for sheet in book.worksheets:
+            if sheet.sheet_state == "visible":
+                yield from _table(path, sheet.iter_rows(values_only=True), 1)
+    finally:
+        book.close()
+
+
+def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+    text = decode(path.read_bytes(), path)
+    csv.field_size_limit(1 << 30)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        yield from _table(path, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1)
+    except csv.Error as error:
+        raise errors.DataError("JI-READ-005", f"{path}: {error}") from None
+
+
+def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+    import pyarrow.parquet
+
+    number = 0
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}, row {number}", row
+
+
+def _text(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+    text = decode(path.read_bytes(), path)
+    row = {"id": path.name, "text": text}
+    if aozora.is_aozora(text):
+        facts, body = aozora.clean(text)
+        row |= facts | {"text": body}
+    yield str(path), row
+
+
+_READ = {
+    "jsonl": _json_lines,
+    "json": _json,
+    "xlsx": _xlsx,
+    "csv": _csv,
+    "parquet": _parquet,
+    "text": _text,
+}
+
+
+def rows(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+    """(where, row) of everything in a file; in place of a row that cannot be read, a Skip that says why.
+
+    Errors: DataError when the file as a whole cannot be read.
+    """
+    yield from _READ[kind_of(path)](path)

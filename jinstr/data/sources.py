@@ -1,0 +1,373 @@
+"""What a run reads: files, seqio tasks and TFDS sets, as examples of text (see formats.py), each with its licence.
+
+Reading is a pure function of the source: the same examples in the same order, held-out parts told apart by name. Files
+need no TensorFlow; tasks and TFDS sets import it in tasks.py, and only there.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import glob
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import xxhash
+
+from jinstr import errors
+from jinstr.data import formats, oasst, readers, splits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One source of a mixture. Exactly one of path, task, tfds is set."""
+
+    name: str = ""  # in logs and manifests; "" = from path, task or tfds
+    path: str = ""  # file, folder or glob*; several joined by "+"
+    task: str = ""  # name of a seqio Task or Mixture
+    tfds: str = ""  # name of a TFDS set, such as wiki40b/ja
+    tfds_dir: str = ""  # folder of TFDS sets; "" = ~/tensorflow_datasets
+    module: str = ""  # module to import first: it registers the task
+    format: str = ""  # shape of the rows; "" = told by their keys
+    fields: str = ""  # columns under other names: "instruction=質問,output=回答"
+    split: str = "train"  # of a task or TFDS set
+    rate: float = 1.0  # share in the mixture, in the loader's rate_unit
+    on_bad: str = ""  # stop | skip; "" = skip for text, stop for people's data
+    answers: str = (
+        "all"  # several to one question: all (weight 1/n) | rotate (one, by hash) | first
+    )
+    group_by: str = ""  # field that splits go by, such as author; "" = prompt, or id of a text
+    holdout: float = 0.0  # share of the groups that is held out
+    holdout_rule: str = "hash"  # hash | greedy (few, unequal groups: exact in bytes)
+    part: str = "train"  # train | heldout | all
+    exclude: str = ""  # file of ids or prompts, one a line, that are left out everywhere
+    limit: int = 0  # first so many examples; 0 = all
+    licence: str = ""
+    provenance: str = ""  # where it comes from
+    commercial: bool | None = (
+        None  # may models trained on it be used commercially? None = not known
+    )
+    redistributable: bool | None = None
+    version: str = ""  # changes when a task's data change without a change of its code
+
+    def __post_init__(self):
+        choices = {
+            "on_bad": ("", "stop", "skip"),
+            "answers": ("all", "rotate", "first"),
+            "holdout_rule": ("hash", "greedy"),
+            "part": ("train", "heldout", "all"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise errors.ConfigError(
+                    "JI-SOURCE-001",
+                    f"SourceConfig.{field} = {getattr(self, field)!r}; allowed: {allowed}",
+                )
+        if sum(map(bool, (self.path, self.task, self.tfds))) != 1:
+            raise errors.ConfigError(
+                "JI-SOURCE-002",
+                f"set exactly one of path, task and tfds (path={self.path!r}, task={self.task!r}, tfds={self.tfds!r})",
+            )
+        if self.format and self.format not in formats.FORMATS:
+            raise errors.ConfigError(
+                "JI-SOURCE-003",
+                f"format {self.format!r} is not one of {', '.join(formats.FORMATS)}",
+            )
+        if not self.name:
+            name = self.task or self.tfds.replace("/", "_")
+            if self.path:
+                places = [pathlib.Path(part) for part in self.path.split("+")]
+                name = "+".join(p.stem if p.suffix else p.name for p in places).replace("*", "")
+            object.__setattr__(self, "name", name)
+
+
+@dataclasses.dataclass
+class ReadReport:
+    """What happened while reading: bad rows and what was left out, by reason."""
+
+    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    bad: list[str] = dataclasses.field(default_factory=list)  # the first few, with place and reason
+
+
+SHOWN_BAD = 20  # bad rows kept with their place
+MOST_BAD = 0.05  # with on_bad=skip: more than this share of bad rows stops after all
+FIRST_ROWS = 200  # rows after which MOST_BAD is looked at
+
+
+def parse(data: str | SourceConfig | Iterable[SourceConfig], **common) -> tuple[SourceConfig, ...]:
+    """Sources from `DATA=`: "[format:]path[*rate],task,tfds:name,…", or configs given in a .gin file as they are.
+
+    `common` fields are set on every source that comes from a string. Errors: ConfigError.
+    """
+    if isinstance(data, SourceConfig):
+        return (data,)
+    if not isinstance(data, str):
+        return tuple(data)
+    found = []
+    for word in filter(None, (word.strip() for word in data.split(","))):
+        facts = dict(common)
+        place, star, rate = word.rpartition("*")
+        try:
+            facts["rate"] = float(rate) if star else 1.0
+        except ValueError:
+            place, star = word, ""  # a glob
+        word = place if star else word
+        head, colon, rest = word.partition(":")
+        if colon and head == "tfds":
+            found.append(SourceConfig(tfds=rest, **facts))
+            continue
+        if colon and head in formats.FORMATS:
+            facts["format"], word = head, rest
+        is_file = all(glob.glob(str(pathlib.Path(p).expanduser())) for p in word.split("+"))
+        if is_file or "/" in word or "." in word:
+            found.append(SourceConfig(path=word, **facts))
+        else:
+            found.append(SourceConfig(task=word, **facts))
+    if not found:
+        raise errors.ConfigError("JI-SOURCE-004", "DATA names no source")
+    names = [source.name for source in found]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            found[number] = dataclasses.replace(found[number], name=f"{name}-{number + 1}")
+    return tuple(found)
+
+
+def kind(source: SourceConfig) -> str:
+    """lm | chat | preference | prompts. Reads the first row of a file."""
+    if not source.path:
+        from jinstr.data import tasks
+
+        return tasks.kind(source)
+    if source.format:
+        return formats.FORMATS[source.format].kind
+    for path in readers.files_of(source.path):
+        for where, row in readers.rows(path):
+            if not isinstance(row, readers.Skip):
+                return formats.FORMATS[_format(source, where, _renamed(source, row))].kind
+    raise errors.DataError("JI-SOURCE-005", f"{source.path}: no rows")
+
+
+def fields_of(source: SourceConfig) -> dict[str, str]:
+    """Column → name in the format, from `fields`. Errors: ConfigError."""
+    pairs = {}
+    for word in filter(None, source.fields.split(",")):
+        name, equals, column = word.partition("=")
+        if not equals:
+            raise errors.ConfigError(
+                "JI-SOURCE-006", f"FIELDS: {word!r} is not name=column, as in instruction=質問"
+            )
+        pairs[column.strip()] = name.strip()
+    return pairs
+
+
+def _renamed(source: SourceConfig, row: dict) -> dict:
+    pairs = fields_of(source)
+    return {pairs.get(name, name): value for name, value in row.items()} if pairs else row
+
+
+def _format(source: SourceConfig, where: str, row: dict) -> str:
+    """The format of a row that names none. Errors: DataError when no format fits, or several."""
+    if source.format:
+        return source.format
+    fitting = formats.fits(row)
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = f"fits {' and '.join(fitting)}" if fitting else "fits no format"
+    raise errors.DataError(
+        "JI-SOURCE-007",
+        f"{where}: a row with the fields {', '.join(row)} {problem}; say FORMAT={'|'.join(fitting or formats.FORMATS)}, "
+        "or name the columns: FIELDS=instruction=質問,output=回答",
+    )
+
+
+def _file_rows(source: SourceConfig) -> Iterator[tuple[str, str, dict | readers.Skip]]:
+    """(where, short name of the file, row with its columns renamed)."""
+    for path in readers.files_of(source.path):
+        short = f"{path.parent.name}/{path.name}"
+        for where, row in readers.rows(path):
+            yield where, short, row if isinstance(row, readers.Skip) else _renamed(source, row)
+
+
+def _file_examples(source: SourceConfig, report: ReadReport) -> Iterator[dict]:
+    """Examples of files in order, each with an id; bad rows stop the reading or are counted."""
+    shape, last_file, seen_rows = "", "", 0
+    tree: list[dict] = []
+
+    def bad(where: str, why: str, row) -> None:
+        on_bad = source.on_bad or (
+            "skip" if formats.FORMATS[shape or "text"].kind == "lm" else "stop"
+        )
+        shown = f"{where}: {why}" + (
+            f" (fields: {', '.join(row)})" if isinstance(row, dict) else ""
+        )
+        if on_bad == "stop":
+            raise errors.DataError(
+                "JI-SOURCE-008",
+                f"{shown}; correct the row, or leave such rows out with ON_BAD=skip",
+            )
+        report.dropped["bad row"] += 1
+        report.bad += [shown] if len(report.bad) < SHOWN_BAD else []
+        if seen_rows >= FIRST_ROWS and report.dropped["bad row"] > MOST_BAD * seen_rows:
+            raise errors.DataError(
+                "JI-SOURCE-009",
+                f"{source.path}: {report.dropped['bad row']} of {seen_rows} rows are bad, the last: {shown}",
+            )
+
+    for where, file, row in _file_rows(source):
+        seen_rows += 1
+        if isinstance(row, readers.Skip):
+            bad(where, str(row), row)
+            continue
+        if file != last_file:
+            found = _format(source, where, row)
+            if shape and formats.FORMATS[found].kind != formats.FORMATS[shape].kind:
+                raise errors.DataError(
+                    "JI-SOURCE-010",
+                    f"{where}: {found} rows in a source that began with {shape}; make two sources",
+                )
+            shape, last_file = found, file
+        if shape == "oasst":
+            tree.append(row)
+            continue
+        try:
+            examples = list(formats.FORMATS[shape].examples(row))
+        except (formats.BadRow, KeyError, TypeError) as error:
+            bad(where, str(error), row)
+            continue
+        for example in examples:
+            yield _finish(source, example, row, f"{file}:{where.rpartition(':')[2]}")
+    for row in oasst.conversations(tree, report.dropped):
+        for example in formats.FORMATS["messages"].examples(row):
+            yield _finish(source, example, row, row["id"])
+
+
+def _finish(source: SourceConfig, example: dict, row: dict, place: str) -> dict:
+    """The example with its id, and with its group from `group_by`."""
+    example["id"] = example["id"] or place
+    if source.group_by:
+        if source.group_by not in row:
+            raise errors.DataError(
+                "JI-SOURCE-011",
+                f"{source.name}, {example['id']}: no field {source.group_by!r} to group by; found {', '.join(row)}",
+            )
+        example["group"] = str(row[source.group_by])
+    return example | {"group": example["group"] or example["id"]}
+
+
+def _distinct(examples: Iterable[dict], dropped: collections.Counter) -> Iterator[dict]:
+    """Examples with ids of their own: a text whose id came before is left out, other repeats get a number."""
+    seen: collections.Counter = collections.Counter()
+    for example in examples:
+        key = xxhash.xxh3_64_intdigest(example["id"].encode())
+        seen[key] += 1
+        if seen[key] > 1:
+            if "text" in example:
+                dropped["same id"] += 1
+                continue
+            example = example | {"id": f"{example['id']}#{seen[key]}"}
+        yield example
+
+
+def size(example: dict) -> int:
+    """UTF-8 bytes of all text in an example."""
+    texts = [example["text"]] if "text" in example else list(example["contents"])
+    texts += [example[name] for name in ("chosen", "rejected") if name in example]
+    return sum(len(text.encode("utf-8")) for text in [*texts, *example.get("responses", ())])
+
+
+def _held_out(source: SourceConfig, again: Callable[[], Iterator[dict]]) -> Callable[[str], bool]:
+    """Whether a group is held out, by the source's rule; the greedy one reads the source once more."""
+    if not source.holdout:
+        return lambda group: False
+    if source.holdout_rule == "hash":
+        return lambda group: splits.by_hash(group, source.holdout)
+    sizes: collections.Counter = collections.Counter()
+    for example in again():
+        sizes[example["group"]] += size(example)
+    return splits.greedy(sizes, source.holdout).__contains__
+
+
+def _left_out(source: SourceConfig) -> frozenset[str]:
+    if not source.exclude:
+        return frozenset()
+    path = pathlib.Path(source.exclude).expanduser()
+    if not path.is_file():
+        raise errors.DataError("JI-SOURCE-012", f"exclude: {path}: no such file")
+    lines = readers.decode(path.read_bytes(), path).splitlines()
+    return frozenset(map(formats.group_of, filter(None, lines)))
+
+
+def _chosen(source: SourceConfig, again: Callable[[], Iterator[dict]]):
+    """A function of (group, how manieth answer) → weight, 0 = leave out, by the `answers` rule."""
+    if source.answers == "first":
+        return lambda group, number: float(number == 0)
+    counts: collections.Counter = collections.Counter()
+    for example in again():
+        counts[xxhash.xxh3_64_intdigest(example["group"].encode())] += 1
+
+    def weight(group: str, number: int) -> float:
+        count = counts[xxhash.xxh3_64_intdigest(group.encode())]
+        if source.answers == "all":
+            return 1.0 / count
+        return float(int(splits.order(group)[:16], 16) % count == number)
+
+    return weight
+
+
+def read(source: SourceConfig, report: ReadReport | None = None) -> Iterator[dict]:
+    """The examples of a source. `report` collects what was left out.
+
+    Errors: DataError with file, line, fields found and the way out.
+    """
+    report = ReadReport() if report is None else report
+
+    def examples(into: ReadReport) -> Iterator[dict]:
+        if source.path:
+            raw = _file_examples(source, into)
+        else:
+            from jinstr.data import tasks
+
+            raw = (_finish(source, example, example, "") for example in tasks.examples(source))
+        return _distinct(raw, into.dropped)
+
+    def again() -> Iterator[dict]:
+        return examples(ReadReport())
+
+    is_held_out = _held_out(source, again)
+    left_out = _left_out(source)
+    weight = None
+    given: collections.Counter = collections.Counter()
+    count = 0
+    for example in examples(report):
+        group = example["group"]
+        if left_out and (
+            formats.group_of(example["id"]) in left_out or formats.group_of(group) in left_out
+        ):
+            report.dropped["excluded"] += 1
+            continue
+        if (
+            source.holdout
+            and source.part != "all"
+            and is_held_out(group) != (source.part == "heldout")
+        ):
+            report.dropped["held out" if source.part == "train" else "not held out"] += 1
+            continue
+        if "roles" in example and not {"chosen", "responses"} & set(example):
+            if weight is None:
+                weight = _chosen(source, again)
+            share = weight(group, given[group])
+            given[group] += 1
+            if not share:
+                report.dropped[f"answers={source.answers}"] += 1
+                continue
+            example["weight"] = share * example.get("weight", 1.0)
+        yield example
+        count += 1
+        if count == source.limit:
+            return
+
+
+def heldout_groups(source: SourceConfig) -> list[str]:
+    """The groups that the source's rule holds out, in order: what is kept out of every stage."""
+    whole = dataclasses.replace(source, part="heldout")
+    return list(dict.fromkeys(example["group"] for example in read(whole)))

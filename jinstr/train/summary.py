@@ -1,0 +1,37 @@
+"""The last files of a run: summary.json, data.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from jinstr.data import eval_tasks
+from jinstr.train import metrics, storage
+
+
+def write(run_dir, *, title: str, facts: dict, data: list[dict], previous: Sequence = ()) -> dict:
+    """Write what is known at the end of a run, then the report; returns the summary."""
+    run_dir = pathlib.Path(run_dir)
+    storage.write_json(run_dir / "summary.json", facts)
+    storage.write_json(run_dir / "data.json", data)
+    return json.loads((run_dir / "summary.json").read_text("utf-8"))
+
+
+def before_and_after(run_dir, tasks: Sequence[eval_tasks.EvalTask]) -> dict[str, dict]:
+    """Accuracy of each task in the first and the last evaluation of a run, with chance where there are candidates."""
+    lines = metrics.read_lines(pathlib.Path(run_dir) / "metrics.jsonl")
+    found = {}
+    for task in tasks:
+        name = f"eval/{task.name}/accuracy"
+        values = [line[name] for line in lines if name in line]
+        if values:
+            chance = task.chance if task.chooses else 0.0
+            count = len(task.questions)
+            found[task.name] = {
+                "base": values[0],
+                "tuned": values[-1],
+                "chance": chance,
+                "count": count,
+            }
+    return found
