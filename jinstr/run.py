@@ -25,6 +25,8 @@ import jinstr
 from jinstr import cli, errors, recipes, record, settings
 
 gin.add_config_file_search_path(str(recipes.REPOSITORY))
+# gin also looks for files inside Python packages, and fails on a folder of .gin files that is none.
+del gin.config._FILE_READERS[1:]
 
 
 def main(argv: list[str] | None = None) -> int:

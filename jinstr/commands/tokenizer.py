@@ -1,0 +1,60 @@
+"""`jinstr tokenizer`: a SentencePiece model from text, and how it compares."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import tqdm
+
+from jinstr.data import sources as sources_lib
+from jinstr.text import normalise as normalise_lib
+from jinstr.text import train_tokenizer
+
+
+def tokenizer(
+    *,
+    input: str | tuple[sources_lib.SourceConfig, ...],
+    holdout: float,
+    holdout_rule: str,
+    group_by: str,
+    module: str,
+    out: str,
+    compare: str,
+    config: train_tokenizer.TokenizerTrainingConfig,
+    normalise: normalise_lib.NormaliseConfig,
+) -> dict:
+    """Train OUT.model on all text of the input (questions and answers too), and print what it does.
+
+    holdout, holdout_rule, group_by: what pretraining keeps aside stays unseen here too. compare: other .model files,
+    comma separated. Returns the report that is written to OUT.report.json.
+    """
+    sources = sources_lib.parse(
+        input, holdout=holdout, holdout_rule=holdout_rule, group_by=group_by, module=module
+    )
+    texts = {source.name: _texts(source) for source in sources}
+    others = [word.strip() for word in compare.split(",") if word.strip()]
+    report = train_tokenizer.train(texts, out, config, normalise, others)
+    for source, facts in report["sources"].items():
+        print(f"{source}: " + ", ".join(f"{value:,} {name}" for name, value in facts.items()))
+    print(f"{'characters/token':>17} {'bytes':>7} {'failures':>9} {'vocabulary':>11}")
+    for name, facts in report["tokenizers"].items():
+        failures = facts["round_trip_failures"] + facts["round_trip_failures_random_unicode"]
+        print(
+            f"{facts['characters_per_token']:17.3f} {facts['byte_share']:7.2%} {failures:9} "
+            f"{facts['vocab_size']:11,}  {name}"
+        )
+    return report
+
+
+def _texts(source: sources_lib.SourceConfig) -> Iterator[str]:
+    """Every text of a source, with a progress bar."""
+    bar = tqdm.tqdm(desc=f"read {source.name}", unit="B", unit_scale=True, disable=None)
+    with bar:
+        for example in sources_lib.read(source):
+            bar.update(sources_lib.size(example))
+            if "text" in example:
+                yield example["text"]
+                continue
+            beside = [example[name] for name in ("chosen", "rejected") if name in example]
+            yield from itertools.chain(example["contents"], beside, example.get("responses", ()))
