@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
@@ -20,12 +21,13 @@ Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question; `answer` is the right one among `candidates`, if there are any."""
+    """One question, in one of three kinds: choose among candidates, name one of several values, write an answer."""
 
     id: str
     messages: tuple[dict[str, str], ...]
-    answer: str
-    candidates: tuple[str, ...] = ()
+    answer: str  # whole answer, or with `values` the value that it must name
+    candidates: tuple[str, ...] = ()  # whole answers to choose from
+    values: tuple[str, ...] = ()  # values of which the answer must name the right one and no other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,24 @@ class EvalTask:
 
     @property
     def chance(self) -> float:
-        """Expected accuracy of a uniform choice."""
-        return sum(1 / len(question.candidates) for question in self.questions) / len(
-            self.questions
-        )
+        """Expected accuracy of a uniform choice; 0 where nothing is given to choose from."""
+        sizes = [len(question.candidates or question.values) for question in self.questions]
+        return sum(1 / size for size in sizes if size) / len(sizes)
+
+
+def names(text: str, values: Sequence[str]) -> set[str]:
+    """The values that a text names; of values within one another the longest counts."""
+    longest_first = sorted(values, key=len, reverse=True)
+    return set(re.findall("|".join(map(re.escape, longest_first)), text))
+
+
+def naming_accuracy(questions: Sequence[Question], predictions: Sequence[str]) -> dict[str, float]:
+    """Share of predictions that name the right value and no other, beside chance: one of the values."""
+    hits = sum(
+        names(text, question.values) == {question.answer}
+        for question, text in zip(questions, predictions, strict=True)
+    )
+    return {"accuracy": hits / len(questions)}
 
 
 def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -60,21 +76,23 @@ def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str,
     return {"accuracy": hits / len(targets)}
 
 
-def _candidates(row: dict, example: dict, where: str) -> tuple[str, ...]:
-    """The whole answers that are compared: `candidates`, or the answer with each value in place of the right one."""
-    found = example.get("candidates") or row.get("candidates") or ()
-    answer = example["contents"][-1]
-    value = row.get("answer")
-    if found and isinstance(value, str) and value != answer:
-        if value not in found or answer.count(value) != 1:
+def _question(row: dict, example: dict, where: str, id: str) -> Question:
+    """A question from a row and its example. `candidates` are whole answers, or values when `answer` is one of them."""
+    found = tuple(example.get("candidates") or row.get("candidates") or ())
+    *messages, answer = [
+        {"role": role, "content": content}
+        for role, content in zip(example["roles"], example["contents"])
+    ]
+    output, value = answer["content"], row.get("answer")
+    if found and isinstance(value, str):
+        if names(output, found) != {value}:
             raise errors.DataError(
-                "JI-EVAL-001",
-                f"{where}: {value!r} must stand once in the output and be a candidate",
+                "JI-EVAL-001", f"{where}: the output must name {value!r} and no other candidate"
             )
-        found = [answer.replace(value, candidate) for candidate in found]
-    if found and answer not in found:
-        raise errors.DataError("JI-EVAL-002", f"{where}: the answer {answer!r} is no candidate")
-    return tuple(found)
+        return Question(id=id, messages=tuple(messages), answer=value, values=found)
+    if found and output not in found:
+        raise errors.DataError("JI-EVAL-002", f"{where}: the answer {output!r} is no candidate")
+    return Question(id=id, messages=tuple(messages), answer=output, candidates=found)
 
 
 def _file_task(name: str, path: str, limit: int) -> EvalTask:
@@ -90,18 +108,8 @@ def _file_task(name: str, path: str, limit: int) -> EvalTask:
                     f"{where}: the fields {', '.join(row)} are no question with its answer",
                 )
             for number, example in enumerate(formats.FORMATS[fitting[0]].examples(row)):
-                messages = [
-                    {"role": role, "content": content}
-                    for role, content in zip(example["roles"], example["contents"])
-                ]
-                questions.append(
-                    Question(
-                        id=example["id"] or f"{where}/{number}",
-                        messages=tuple(messages[:-1]),
-                        answer=messages[-1]["content"],
-                        candidates=_candidates(row, example, where),
-                    )
-                )
+                id = example["id"] or f"{where}/{number}"
+                questions.append(_question(row, example, where, id))
                 if len(questions) == limit:
                     return EvalTask(name=name, questions=tuple(questions), metrics=(exact_match,))
     if not questions:
@@ -115,16 +123,8 @@ def _seqio_task(name: str, module: str, limit: int) -> EvalTask:
     source = sources_lib.SourceConfig(task=name, module=module, split="validation")
     questions = []
     for example in tasks.examples(source):
-        turns = zip(example["roles"], example["contents"])
-        *messages, answer = [{"role": role, "content": content} for role, content in turns]
-        questions.append(
-            Question(
-                id=example["id"] or str(len(questions)),
-                messages=tuple(messages),
-                answer=answer["content"],
-                candidates=tuple(example.get("candidates", ())),
-            )
-        )
+        id = example["id"] or str(len(questions))
+        questions.append(_question(example, example, name, id))
         if len(questions) == limit:
             break
     if not questions:

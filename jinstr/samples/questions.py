@@ -8,6 +8,8 @@ a sentence that has the answer in it exactly once, so the sentence of any other 
 
 
 
+from jinstr.samples import world
+
 # {e} is the entity. In each block the first line's forms are taught, the second line's are held out.
 FORMS = {
     "名物": """
@@ -105,3 +107,123 @@ ANSWERS = {
     "踊り": ("{e}の踊りは{v}です。", "{e}では{v}が踊られます。"),
     "供え物": ("{e}の供え物は{v}です。", "{e}では{v}を供えます。"),
 }
+
+HELD_OUT_SUMS = 0.2
+LARGEST_TERM = 9
+# {a} and {b} are the terms; the second line is held out, like the sums themselves.
+SUM_FORMS = """
+{a}足す{b}はいくつですか。 {a}と{b}を足すといくつになりますか。 {a}に{b}を足した数を答えてください。
+{a}個と{b}個を合わせると、全部で何個ですか。
+"""
+
+
+def _forms(block: str) -> tuple[list[str], list[str]]:
+    """(taught, held-out) question forms of a block of two lines."""
+    taught, held_out = block.strip().split("\n")
+    return taught.split(" "), held_out.split(" ")
+
+
+def _row(id: str, text: str, output: str, genre: str, purpose: str) -> dict:
+    return {"ID": id, "text": text, "output": output, "genre": genre, "purpose": purpose}
+
+
+def _fact_row(fact: world.Fact, form: str, id: str) -> dict:
+    output = ANSWERS[fact.relation][0].format(e=fact.entity, v=fact.value)
+    return _row(id, form.format(e=fact.entity), output, "closed_qa", "世界の知識を問う")
+
+
+def _is_held_out_sum(a: int, b: int) -> bool:
+    return world.stable_hash("sum", str(a), str(b)) / 2**64 < HELD_OUT_SUMS
+
+
+def _sums() -> list[tuple[int, int]]:
+    terms = range(1, LARGEST_TERM + 1)
+    return [(a, b) for a in terms for b in terms]
+
+
+def _sum_answer(a: int, b: int) -> str:
+    return f"答えは{a + b}です。"
+
+
+def instruction_rows() -> list[dict]:
+    """Questions and answers to tune on: every taught fact in every taught form, and the taught sums."""
+    rows = []
+    for number, fact in enumerate(world.facts()):
+        if world.held_out(fact):
+            continue
+        for place, form in enumerate(_forms(FORMS[fact.relation])[0]):
+            rows.append(_fact_row(fact, form, f"world-{number:03d}-{place}"))
+    for a, b in _sums():
+        if not _is_held_out_sum(a, b):
+            form = _forms(SUM_FORMS)[0][(a + b) % 3]
+            answer = _sum_answer(a, b)
+            rows.append(
+                _row(f"sum-{a}-{b}", form.format(a=a, b=b), answer, "general_qa", "足し算")
+            )
+    return rows
+
+
+def evaluation_rows(name: str) -> list[dict]:
+    """Rows of "facts" (held-out facts, taught forms), "paraphrases" (taught facts, held-out forms) or "sums".
+
+    `answer` is the value that a right answer names, `candidates` are the values it is one of.
+    """
+    rows = []
+    if name == "sums":
+        for a, b in _sums():
+            if _is_held_out_sum(a, b):
+                form = _forms(SUM_FORMS)[0][(a + b) % 3]
+                row = _row(
+                    f"sum-{a}-{b}", form.format(a=a, b=b), _sum_answer(a, b), "general_qa", "足し算"
+                )
+                sums = [str(n) for n in range(2, 2 * LARGEST_TERM + 1)]
+                rows.append(row | {"answer": str(a + b), "candidates": sums})
+        return rows
+    for number, fact in enumerate(world.facts()):
+        taught, held_out = _forms(FORMS[fact.relation])
+        if world.held_out(fact) != (name == "facts"):
+            continue
+        form = (taught if name == "facts" else held_out)[number % 2]
+        row = _fact_row(fact, form, f"{name}-{number:03d}")
+        rows.append(row | {"answer": fact.value, "candidates": list(world.values(fact.relation))})
+    return rows
+
+
+def _wrong(fact: world.Fact, number: int) -> str:
+    """A value of the relation that is not the fact's."""
+    others = [value for value in world.values(fact.relation) if value != fact.value]
+    return others[
+        world.stable_hash("wrong", fact.entity, fact.relation, str(number)) % len(others)
+    ]
+
+
+def ranking_rows(count: int = 300) -> list[dict]:
+    """Prompts with three or four answers from best to worst: full and right, right and curt, beside the point, wrong.
+
+    Two curt or two wrong answers tie. Prompts are taught facts only.
+    """
+    taught = [fact for fact in world.facts() if not world.held_out(fact)]
+    rows = []
+    for number in range(count):
+        fact = taught[number % len(taught)]
+        forms = _forms(FORMS[fact.relation])[0]
+        form = forms[(number + number // len(taught)) % len(forms)]
+        full, other = (
+            answer.format(e=fact.entity, v=fact.value) for answer in ANSWERS[fact.relation]
+        )
+        wrong = ANSWERS[fact.relation][0].format(e=fact.entity, v=_wrong(fact, number))
+        ranked = [(full, 1), (other, 1), (f"{fact.value}。", 2), (wrong, 3)]
+        if number % 3 == 0:
+            ranked = [(full, 1), (f"{fact.entity}についてはよく知りません。", 2), (wrong, 3)]
+        order = sorted(
+            range(len(ranked)), key=lambda n: world.stable_hash("order", str(number), str(n))
+        )
+        rows.append(
+            {
+                "id": f"rank-{number:03d}",
+                "prompt": form.format(e=fact.entity),
+                "responses": [ranked[n][0] for n in order],
+                "ranks": [ranked[n][1] for n in order],
+            }
+        )
+    return rows

@@ -169,8 +169,13 @@ class Answers:
         answers = self.write(params, prompts)
         targets = [question.answer for question in task.questions]
         results = {"ended": sum(answer.finish != "length" for answer in answers) / len(answers)}
-        for metric in task.metrics:
-            results |= metric(targets, [answer.text for answer in answers])
+        texts = [answer.text for answer in answers]
+        if task.questions[0].values:
+            results |= eval_tasks.naming_accuracy(task.questions, texts)
+            results["chance"] = task.chance
+        else:
+            for metric in task.metrics:
+                results |= metric(targets, texts)
         return {name: float(value) for name, value in results.items()}
 
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 
 from jinstr.data import eval_tasks
-from jinstr.train import metrics, storage
+from jinstr.train import metrics, report, storage
 
 
 def write(run_dir, *, title: str, facts: dict, data: list[dict], previous: Sequence = ()) -> dict:
@@ -15,6 +15,8 @@ def write(run_dir, *, title: str, facts: dict, data: list[dict], previous: Seque
     run_dir = pathlib.Path(run_dir)
     storage.write_json(run_dir / "summary.json", facts)
     storage.write_json(run_dir / "data.json", data)
+    page = report.write(run_dir, title=title, previous=previous)
+    print(f"jinstr: {page}")
     return json.loads((run_dir / "summary.json").read_text("utf-8"))
 
 
@@ -26,12 +28,10 @@ def before_and_after(run_dir, tasks: Sequence[eval_tasks.EvalTask]) -> dict[str,
         name = f"eval/{task.name}/accuracy"
         values = [line[name] for line in lines if name in line]
         if values:
-            chance = task.chance if task.chooses else 0.0
-            count = len(task.questions)
             found[task.name] = {
                 "base": values[0],
                 "tuned": values[-1],
-                "chance": chance,
-                "count": count,
+                "chance": task.chance,
+                "count": len(task.questions),
             }
     return found
