@@ -41,8 +41,8 @@ def sft(
     """Train on the answers (and their end tokens) of conversations; text sources are trained on as a whole.
 
     init: RUN_DIR[@step] of the model to tune; its shape and tokenizer are kept. template: how conversations are
-    written ("" = as `init` was trained, else chatml). Returns the summary that is written to RUN_DIR/summary.json, with the
-    accuracy on every task before and after.
+    written ("" = as `init` was trained, else chatml). Returns the summary that is written to RUN_DIR/summary.json, with
+    the accuracy on every task before and after.
     """
     started = time.time()
     startup.use_compile_cache()

@@ -175,7 +175,7 @@ def _format(source: SourceConfig, where: str, row: dict) -> str:
     problem = f"fits {' and '.join(fitting)}" if fitting else "fits no format"
     raise errors.DataError(
         "JI-SOURCE-007",
-        f"{where}: a row with the fields {', '.join(row)} {problem}; say FORMAT={'|'.join(fitting or formats.FORMATS)}, "
+        f"{where}: a row with the fields {', '.join(row)} {problem}; say FORMAT={'|'.join(fitting or formats.FORMATS)} "
         "or name the columns: FIELDS=instruction=質問,output=回答",
     )
 

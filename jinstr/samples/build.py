@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from jinstr.samples import prose, questions
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-HAND_WRITTEN = ("questions_a.jsonl", "questions_b.jsonl")
+HAND_WRITTEN = "questions.jsonl"
 EVALUATIONS = ("facts", "paraphrases", "sums")
 
 
@@ -18,10 +18,8 @@ def passages() -> list[str]:
 
 def hand_written() -> list[dict]:
     """Questions and answers in the shape annotators use: ID, text, output, genre, purpose."""
-    rows = []
-    for name in HAND_WRITTEN:
-        rows += map(json.loads, (FOLDER / name).read_text("utf-8").splitlines())
-    return rows
+    text = (FOLDER / HAND_WRITTEN).read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def conversations() -> list[dict]:
@@ -33,9 +31,7 @@ def conversations() -> list[dict]:
 def write(folder: str | pathlib.Path, num_bytes: int = 4_000_000, seed: int = 0) -> pathlib.Path:
     """Write corpus.jsonl, instructions.jsonl, conversations.jsonl, eval_*.jsonl and rankings.jsonl; returns the folder.
 
-    The same arguments write the same bytes. Hand-written answers and passages are part of the corpus too: it must hold
-    every character that instructions use.
-    """
+    The same arguments write the same bytes."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = [*prose.documents(num_bytes, seed), *passages()]

@@ -281,7 +281,7 @@ class _Writer:
             else:
                 sentence = self.state(told.pop(), polite)
             sentences.append((links.pop() if sentences else "") + sentence)
-            if draw.random() < 0.25:
+            if fillers and draw.random() < 0.25:
                 filler = fillers.pop(draw.randrange(len(fillers)))
                 sentences.append(inflect(filler, polite).format(e=entity))
         if draw.random() < 0.15:

@@ -6,8 +6,6 @@ a sentence that has the answer in it exactly once, so the sentence of any other 
 `row["output"].replace(row["answer"], candidate)`. Chance is one in `len(row["candidates"])`.
 """
 
-
-
 from jinstr.samples import world
 
 # {e} is the entity. In each block the first line's forms are taught, the second line's are held out.
@@ -157,9 +155,7 @@ def instruction_rows() -> list[dict]:
         if not _is_held_out_sum(a, b):
             form = _forms(SUM_FORMS)[0][(a + b) % 3]
             answer = _sum_answer(a, b)
-            rows.append(
-                _row(f"sum-{a}-{b}", form.format(a=a, b=b), answer, "general_qa", "足し算")
-            )
+            rows.append(_row(f"sum-{a}-{b}", form.format(a=a, b=b), answer, "general_qa", "足し算"))
     return rows
 
 
@@ -192,9 +188,7 @@ def evaluation_rows(name: str) -> list[dict]:
 def _wrong(fact: world.Fact, number: int) -> str:
     """A value of the relation that is not the fact's."""
     others = [value for value in world.values(fact.relation) if value != fact.value]
-    return others[
-        world.stable_hash("wrong", fact.entity, fact.relation, str(number)) % len(others)
-    ]
+    return others[world.stable_hash("wrong", fact.entity, fact.relation, str(number)) % len(others)]
 
 
 def ranking_rows(count: int = 300) -> list[dict]:

@@ -1,8 +1,8 @@
 """Training a SentencePiece model on a sample of streamed text, in bounded memory, with everything dropped counted.
 
-SentencePiece drops sentences above a length limit without a word: of a corpus given as one document a line, nearly all.
-So documents are cut at line ends, and lines that are still too long after a full stop; each source gives a sample of its
-pieces within a byte budget, those with the smallest hashes, which does not depend on the order of reading.
+SentencePiece drops sentences above a length limit without a word: nearly all of a corpus given as one document a line.
+So documents are cut at line ends, and lines that are still too long after a full stop; each source gives a sample of
+its pieces within a byte budget, those with the smallest hashes, which does not depend on the order of reading.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class TokenizerTrainingConfig:
     vocab_size: int = 8000
     model_type: str = "unigram"  # unigram | bpe
     source_bytes: int = 32_000_000  # byte budget of each source
-    character_coverage: float = 0.9995  # share of the characters that get pieces; the rest are written as bytes
+    character_coverage: float = (
+        0.9995  # share of the characters that get pieces; the rest are written as bytes
+    )
     max_piece_length: int = 8  # characters
     split_digits: bool = True  # every digit is a piece of its own
     byte_fallback: bool = True  # unknown characters are written as bytes: nothing is lost

@@ -80,7 +80,9 @@ def _chart(curves: Mapping[str, Sequence], baselines: Mapping[str, float]) -> st
     import matplotlib
     from matplotlib import figure
 
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: the reader's fonts know Japanese
+    matplotlib.rcParams["svg.fonttype"] = (
+        "none"  # text stays text: the reader's fonts know Japanese
+    )
     matplotlib.rcParams["svg.hashsalt"] = "jinstr"
     drawing = figure.Figure(figsize=(5.2, 2.9), layout="constrained")
     axes = drawing.subplots()
@@ -90,7 +92,9 @@ def _chart(curves: Mapping[str, Sequence], baselines: Mapping[str, float]) -> st
         label = name.removeprefix("eval/").rpartition("/")[0] if name.startswith("eval/") else name
         axes.plot(steps, values, marker=marker, markersize=3.5, linewidth=1.6, label=label)
     for number_, (name, value) in enumerate(baselines.items()):
-        axes.axhline(value, linestyle="--", linewidth=1, color=f"C{len(curves) + number_}", label=name)
+        axes.axhline(
+            value, linestyle="--", linewidth=1, color=f"C{len(curves) + number_}", label=name
+        )
     axes.grid(alpha=0.25)
     axes.set_xlabel("step")
     for side in ("top", "right"):

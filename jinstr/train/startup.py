@@ -12,7 +12,6 @@ from jinstr import errors
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
 from jinstr.train import checkpoint as checkpoint_lib
-from jinstr.train import serving
 from jinstr.train import state as state_lib
 
 
@@ -80,8 +79,8 @@ def restore_or_init(
     if about["data"]["fingerprint"] != data_fingerprint:
         raise errors.ConfigError(
             "JI-RESUME-001",
-            f"{checkpointer.folder}: step {step} was trained on other data or batches, so going on would repeat or skip "
-            "examples; start a new RUN_DIR with INIT set to this one",
+            f"{checkpointer.folder}: step {step} was trained on other data or batches, so going on would repeat or "
+            "skip examples; start a new RUN_DIR with INIT set to this one",
         )
     wanted = {name: abstract[name] for name in abstract if name != "step"}
     state = checkpointer.restore(step, wanted)
