@@ -108,9 +108,9 @@ def load(
         config=prepare_config,
         may_prepare=may_prepare,
     )
-    sources = training_sources(config)
+    sources = prepare.expanded(training_sources(config), prepare_config)
     sets = prepare.ensure_prepared(sources, **settings)
-    held_out = held_out_sources(config)
+    held_out = prepare.expanded(held_out_sources(config), prepare_config)
     held_out_sets = prepare.ensure_prepared(held_out, **settings)
     loader_config = loader_lib.LoaderConfig(
         seq_len=config.seq_len, batch_rows=rows, seed=seed, rate_unit=config.rate_unit

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jinstr import errors
 from jinstr.data import audit, records
 from jinstr.text import render
 
@@ -64,6 +65,8 @@ def _render(messages: Sequence[Mapping], tokenizer, template):
 
 def encode_chat(source: str, example: Mapping, tokenizer, template) -> Encoded:
     """A conversation as one record; every answer in it is trained."""
+    if "tokenizer" in example:
+        return _encode_ids(source, example, tokenizer)
     messages = _messages(example)
     answers = [number for number, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not answers:
@@ -84,6 +87,30 @@ def encode_chat(source: str, example: Mapping, tokenizer, template) -> Encoded:
         straddles=straddles,
         problems=problems,
     )
+
+
+def _encode_ids(source: str, example: Mapping, tokenizer) -> Encoded:
+    """A user's own `inputs` and `targets`, already ids of this tokenizer; targets are trained, with an end token."""
+    if example["tokenizer"] != tokenizer.fingerprint:
+        raise errors.ConfigError(
+            "JI-ENCODE-001",
+            f"{source} yields ids of another vocabulary than {tokenizer.path} (or that has a normalisation profile); "
+            "let the task yield text",
+        )
+    inputs, targets = list(example["inputs"]), list(example["targets"])
+    if targets[-1:] != [tokenizer.eos_id]:
+        targets.append(tokenizer.eos_id)
+    record = records.Chat(
+        src=source,
+        id=example["id"],
+        part=1,
+        tokens=np.array(inputs + targets, np.int32),
+        mask=np.array([False] * len(inputs) + [True] * len(targets)),
+        weight=float(example.get("weight", 1.0)),
+    )
+    if not inputs or len(record.tokens) - 1 > records.MAX_TARGETS:
+        return Encoded(records=[], drop="longer than a record" if inputs else "no question")
+    return Encoded(records=[record], text_bytes=record.weight * _bytes(tokenizer.decode(targets)))
 
 
 def encode_ranked(source: str, example: Mapping, tokenizer, template) -> Encoded:

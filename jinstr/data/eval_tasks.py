@@ -122,7 +122,7 @@ def _seqio_task(name: str, module: str, limit: int) -> EvalTask:
 
     source = sources_lib.SourceConfig(task=name, module=module, split="validation")
     questions = []
-    for example in tasks.examples(source):
+    for example in tasks.examples(source, sources_lib.ReadReport()):
         id = example["id"] or str(len(questions))
         questions.append(_question(example, example, name, id))
         if len(questions) == limit:

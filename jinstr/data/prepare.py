@@ -114,6 +114,59 @@ def _template_state(template: str) -> str:
     return template
 
 
+def expanded(
+    sources: Sequence[sources_lib.SourceConfig], config: PrepareConfig
+) -> tuple[sources_lib.SourceConfig, ...]:
+    """The sources with each seqio Mixture replaced by its tasks, their rates multiplied by its own.
+
+    What a task name stands for is asked of a child process, once for each state of the module.
+    """
+    cache_dir = pathlib.Path(config.cache_dir).expanduser()
+    memo_path = cache_dir / "mixtures.json"
+    memo = json.loads(memo_path.read_text("utf-8")) if memo_path.is_file() else {}
+    found = []
+    for source in sources:
+        if not source.task:
+            found.append(source)
+            continue
+        state = json.dumps([_source_state(source, cache_dir, False)[0], code_digest()], default=str)
+        key = hashlib.sha256(state.encode()).hexdigest()
+        if key not in memo:
+            request = json.dumps(dataclasses.asdict(source))
+            command = [sys.executable, "-m", "jinstr.data.tasks"]
+            done = subprocess.run(
+                command,
+                input=request,
+                capture_output=True,
+                text=True,
+                env=_environment(),
+                check=False,
+            )
+            if done.returncode:
+                raise errors.ConfigError(
+                    "JI-PREPARE-009", f"reading the task {source.task} failed: {done.stderr[-800:]}"
+                )
+            answer = json.loads(done.stdout.splitlines()[-1])
+            if problem := answer.get("error"):
+                raise getattr(errors, problem["type"])(problem["code"], problem["message"])
+            memo[key] = answer["parts"]
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            memo_path.write_text(json.dumps(memo), "utf-8")
+        total = sum(rate for _, rate in memo[key])
+        for task, rate in memo[key]:
+            name = source.name if len(memo[key]) == 1 else f"{source.name}.{task}"
+            share = source.rate if len(memo[key]) == 1 else source.rate * rate / total
+            found.append(dataclasses.replace(source, task=task, name=name, rate=share))
+    return tuple(found)
+
+
+def _environment() -> dict[str, str]:
+    """What child processes see: this package, the user's folder, and no accelerator, for they only read text."""
+    package = str(pathlib.Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+
+
 def ensure_prepared(
     sources: Sequence[sources_lib.SourceConfig],
     *,
@@ -193,11 +246,7 @@ def _make(source, folder: pathlib.Path, tokenizer_path: str, template: str, conf
     try:
         (aside / "request.json").write_text(json.dumps(request, ensure_ascii=False), "utf-8")
         command = [sys.executable, "-m", "jinstr.data.prepare_worker", str(aside / "request.json")]
-        package = str(pathlib.Path(__file__).resolve().parents[2])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()]
-        # The child reads and encodes text: it must not take the accelerator.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
-        status = subprocess.run(command, env=environment, check=False).returncode
+        status = subprocess.run(command, env=_environment(), check=False).returncode
         problem = aside / "error.json"
         if problem.is_file():
             facts = json.loads(problem.read_text("utf-8"))

@@ -327,7 +327,9 @@ def read(source: SourceConfig, report: ReadReport | None = None) -> Iterator[dic
         else:
             from jinstr.data import tasks
 
-            raw = (_finish(source, example, example, "") for example in tasks.examples(source))
+            raw = (
+                _finish(source, example, example, "") for example in tasks.examples(source, into)
+            )
         return _distinct(raw, into.dropped)
 
     def again() -> Iterator[dict]:
