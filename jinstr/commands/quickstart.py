@@ -129,4 +129,4 @@ def _tell(summary: dict, place: pathlib.Path, seconds: float) -> None:
         print(f"  {names[name]} ({facts['count']})\n{'':<40}{shares}")
     print(f"\n{seconds / 60:.1f} 分 / minutes. 次に / next:")
     print(f"  {place}/sft/report.html をブラウザで開く / open it in a browser")
-    print(f"  jinstr chat MODEL={place}/sft   対話する / talk to the model")
+    print(f"  jinstr chat RUN_DIR={place}/sft   対話する / talk to the model")

@@ -1,0 +1,96 @@
+"""`jinstr inspect`: a batch as people read it, trained tokens in colour."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+
+from jinstr.data import batching
+from jinstr.data import dataset as dataset_lib
+from jinstr.data import prepare as prepare_lib
+from jinstr.text import tokenizer as tokenizer_lib
+
+TRAINED, PLAIN, CONTROL, END = "\033[1;32m", "\033[2m", "\033[1;35m", "\033[0m"
+
+
+def inspect(
+    *,
+    data: dataset_lib.DataConfig,
+    tokenizer: str,
+    template: str,
+    prepare_config: prepare_lib.PrepareConfig,
+    step: int,
+    rows: int,
+    ids: bool,
+    seed: int,
+) -> dict:
+    """Print the first `rows` rows of the batch of a step: text, what is trained, segment borders, where it came from.
+
+    ids: print token ids under the text too. Returns {"digest", "rows", "trained_share"}.
+    """
+    text_tokenizer = tokenizer_lib.load(tokenizer)
+    loaded = dataset_lib.load(
+        data,
+        tokenizer_path=tokenizer,
+        template=template,
+        prepare_config=prepare_config,
+        seed=seed,
+    )
+    batch = loaded.train.read(step)
+    names = iter(loaded.train.example_ids(step))
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    real = batch["segment_ids"] > 0
+    share = float((batch["loss_weights"] > 0).sum() / max(1, real.sum()))
+    digest = batching.batch_digest(batch)
+    print(f"step {step}: {batch['tokens'].shape[0]} rows of {batch['tokens'].shape[1]} places")
+    print(f"filled {real.mean():.4f}, of that trained {share:.4f}, digest {digest}")
+    legend = (
+        f"{TRAINED}trained{END} {PLAIN}not trained{END}" if colour else "trained text stands in ⟦ ⟧"
+    )
+    print(legend)
+    for row in range(batch["tokens"].shape[0]):
+        segments = batch["segment_ids"][row]
+        for segment in range(1, int(segments.max()) + 1):
+            places = np.flatnonzero(segments == segment)
+            source, id, part = next(names)
+            if row >= rows:
+                continue
+            weights = batch["loss_weights"][row, places]
+            print(
+                f"\n── row {row}, segment {segment}: {source}, {id}, {part}, {len(places)} places"
+            )
+            first = int(batch["tokens"][row, places[0]])
+            targets = batch["targets"][row, places].tolist()
+            print(painted(text_tokenizer, [first, *targets], [0.0, *weights.tolist()], colour))
+            if ids:
+                print([first, *targets])
+    for row in dataset_lib.table(loaded):
+        drops = ", ".join(f"{reason} {count:,}" for reason, count in row["drops"].items())
+        print(f"\n{row['name']}: fill {row['fill']:.4f}; left out: {drops or 'nothing'}")
+    return {"digest": digest, "rows": batch["tokens"].shape[0], "trained_share": share}
+
+
+def painted(tokenizer, tokens: list[int], weights: list[float], colour: bool) -> str:
+    """Text of the tokens; control tokens by name, stretches of trained text marked."""
+    parts, at = [], 0
+    while at < len(tokens):
+        is_trained, is_control = weights[at] > 0, tokenizer.is_control(tokens[at])
+        end = at + 1
+        while end < len(tokens) and not is_control:
+            if (weights[end] > 0) != is_trained or tokenizer.is_control(tokens[end]):
+                break
+            end += 1
+        text = (
+            tokenizer.piece(tokens[at])
+            if is_control
+            else tokenizer.decode_continuation(tokens[at:end])
+        )
+        if colour:
+            paint = CONTROL if is_control and not is_trained else TRAINED if is_trained else PLAIN
+            parts.append(f"{paint}{text}{END}")
+        else:
+            parts.append(f"⟦{text}⟧" if is_trained else text)
+        at = end
+    return "".join(parts)
