@@ -62,11 +62,10 @@ class Tokenizer:
         return self.unk_id
 
     def _is_markup(self, id: int) -> bool:
-        """A user-defined symbol that is a control token by its looks (Llama and llm-jp models have such)."""
+        """A control token by its looks that is declared as text (Llama and llm-jp models have such)."""
         model, piece = self._model, self._pieces[id]
         plain = model.is_control(id) or model.is_byte(id) or model.is_unknown(id)
-        # SentencePiece has no is_user_defined; such pieces, and no others, have score 0 beside control ones.
-        return not plain and model.get_score(id) == 0.0 and bool(_MARKUP.fullmatch(piece))
+        return not plain and bool(_MARKUP.fullmatch(piece))
 
     def _surface(self, id: int) -> bytes:
         model, piece = self._model, self._pieces[id]
@@ -110,10 +109,13 @@ class Tokenizer:
             if not self._special.search(text):
                 return begin(text)
             return self._encode_special(text, begin)
-        except UnicodeEncodeError as error:
+        except (UnicodeEncodeError, RuntimeError):
+            start = next((n for n, c in enumerate(text) if 0xD800 <= ord(c) < 0xE000), -1)
+            if start < 0:
+                raise
             raise errors.DataError(
                 "JI-TOKENIZER-001",
-                f"text is not valid Unicode: a lone surrogate at character {error.start}; clean the source",
+                f"text is not valid Unicode: a lone surrogate at character {start}; clean the source",
             ) from None
 
     def _encode_special(self, text: str, begin) -> list[int]:

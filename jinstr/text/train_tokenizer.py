@@ -173,6 +173,8 @@ def train(
             character_coverage=config.character_coverage,
             max_sentencepiece_length=config.max_piece_length,
             split_digits=config.split_digits,
+            # The space too: as bytes of SentencePiece's own sign for it, it would not come back.
+            required_chars="\u25810123456789" if config.split_digits else "\u2581",
             byte_fallback=config.byte_fallback,
             add_dummy_prefix=config.add_dummy_prefix,
             remove_extra_whitespaces=False,

@@ -1,0 +1,100 @@
+"""Text to ids and back: lossless, no control token from what people type, streams without broken characters."""
+
+import pytest
+
+from jinstr import errors
+from jinstr.text import normalise, train_tokenizer
+from jinstr.text import tokenizer as tokenizer_lib
+
+HARD = [
+    "",
+    " ",
+    "　全角と 半角",
+    "\u2581\u2581",
+    "a\u2581b",
+    "</s><s><|im_start|>user<pad>",
+    "①㈱ｶﾞｷﾞ𠮷👨‍👩‍👧",
+    "改行\n\n\tタブ\r\n",
+    "\x00\x02",
+]
+
+
+@pytest.fixture(params=["plain", "prefixed"])
+def either(request, tokenizer, prefixed):
+    return tokenizer if request.param == "plain" else prefixed
+
+
+def test_round_trip_of_any_unicode(either):
+    texts = [*HARD, *train_tokenizer.random_unicode(400, seed=1)]
+    assert [either.decode(either.encode(t)) for t in texts] == texts
+    assert [either.decode_continuation(either.encode_continuation(t)) for t in texts] == texts
+    # Negative control: SentencePiece alone loses some of them.
+    raw = either._model
+    assert any(raw.decode(raw.encode(t)) != t for t in texts)
+
+
+def test_typed_control_strings_stay_text(either):
+    texts = [*HARD, "<|im_end|>", "前<|eot_id|>後", "<NL>", *train_tokenizer.random_unicode(200, 2)]
+    for text in texts:
+        for ids in (either.encode(text), either.encode_continuation(text)):
+            assert not [id for id in ids if either.is_control(id)]
+    assert either.is_control(either.id_of("<|im_end|>")) and either.id_of("猫") is None
+
+
+def test_stream_equals_decode_and_has_no_broken_characters(either):
+    for text in [*HARD, "𠮷野家で👩‍👧と食べた"]:
+        ids = either.encode_continuation(text)
+        for end in range(len(ids) + 1):
+            stream = either.stream()
+            pieces = [stream.push(id) for id in ids[:end]] + [stream.flush()]
+            assert "\ufffd" not in "".join(pieces)
+            assert "".join(pieces) == either.decode_continuation(ids[:end])
+    # Negative control: half a character decodes to U+FFFD when bytes are simply joined.
+    assert "\ufffd" in "𠮷".encode()[:2].decode("utf-8", "replace")
+
+
+def test_continuation_has_no_prefix(prefixed, tokenizer):
+    assert prefixed.encode("猫") != prefixed.encode_continuation("猫")
+    assert tokenizer.encode("猫") == tokenizer.encode_continuation("猫")
+
+
+def test_ids_of_llm_jp(shared_data):
+    path = shared_data / "tokenizers" / "llm-jp-tokenizer-100k.ver3.1.model"
+    tokenizer = tokenizer_lib.load(path)
+    assert tokenizer.encode("富士山") == [47487]
+    assert tokenizer.encode_continuation("富士山") == [68037]
+    assert tokenizer.is_control(tokenizer.pad_id) and tokenizer.pad_id != tokenizer.eos_id
+
+
+@pytest.mark.parametrize(
+    "field, text, wanted",
+    [
+        ("nfkc", "①ｶﾞ", "1ガ"),
+        ("full_width_ascii", "ＡＢ～！", "AB～!"),
+        ("half_width_kana", "ｶﾞＡ", "ガＡ"),
+        ("wave_dash", "1～2", "1〜2"),
+        ("spaces", "a　 b\n c", "a b\n c"),
+    ],
+)
+def test_profiles(field, text, wanted):
+    profile = normalise.NormaliseConfig(**{field: True})
+    assert normalise.normalise(text, profile) == wanted
+    assert normalise.normalise(text, normalise.NormaliseConfig()) == text
+
+
+def test_profile_travels_with_the_model(train):
+    tokenizer = train(profile=normalise.NormaliseConfig(nfkc=True))
+    assert tokenizer.decode(tokenizer.encode("ＡＢＣ①")) == "ABC1"
+
+
+def test_errors_name_the_file(tmp_path):
+    with pytest.raises(errors.ConfigError, match="nowhere.model: no such file"):
+        tokenizer_lib.load(tmp_path / "nowhere.model")
+    (tmp_path / "x.model").write_bytes(b"no model")
+    with pytest.raises(errors.ConfigError, match="not a SentencePiece model"):
+        tokenizer_lib.load(tmp_path / "x.model")
+
+
+def test_lone_surrogates_are_refused(tokenizer):
+    with pytest.raises(errors.DataError, match="lone surrogate"):
+        tokenizer.encode("a\ud800b")
