@@ -238,7 +238,7 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(
         kind="chat",
         needs=("instruction", "output"),
-        lacks=("category", "genre", "context"),
+        lacks=("category", "genre", "context", "text"),
         examples=_instruction,
     ),
     "dolly": Format(

@@ -155,13 +155,11 @@ def _table(path: pathlib.Path, rows: Iterator, first: int) -> Iterator[tuple[str
 def _xlsx(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
     import openpyxl
 
-    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    try:
+    with path.open("rb") as file:  # openpyxl refuses names that do not end in .xlsx
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         for sheet in book.worksheets:
             if sheet.sheet_state == "visible":
                 yield from _table(path, sheet.iter_rows(values_only=True), 1)
-    finally:
-        book.close()
 
 
 def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:

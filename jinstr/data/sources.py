@@ -77,7 +77,8 @@ class SourceConfig:
             name = self.task or self.tfds.replace("/", "_")
             if self.path:
                 places = [pathlib.Path(part) for part in self.path.split("+")]
-                name = "+".join(p.stem if p.suffix else p.name for p in places).replace("*", "")
+                words = [(p.stem if p.suffix else p.name).replace("*", "") for p in places]
+                name = "+".join(word or p.parent.name for word, p in zip(words, places))
             object.__setattr__(self, "name", name)
 
 
@@ -207,14 +208,14 @@ def _file_examples(source: SourceConfig, report: ReadReport) -> Iterator[dict]:
             )
         report.dropped["bad row"] += 1
         report.bad += [shown] if len(report.bad) < SHOWN_BAD else []
-        if seen_rows >= FIRST_ROWS and report.dropped["bad row"] > MOST_BAD * seen_rows:
-            raise errors.DataError(
-                "JI-SOURCE-009",
-                f"{source.path}: {report.dropped['bad row']} of {seen_rows} rows are bad, the last: {shown}",
-            )
 
     for where, file, row in _file_rows(source):
         seen_rows += 1
+        if seen_rows >= FIRST_ROWS and report.dropped["bad row"] > MOST_BAD * seen_rows:
+            raise errors.DataError(
+                "JI-SOURCE-009",
+                f"{source.path}: {report.dropped['bad row']} of {seen_rows - 1} rows are bad; {report.bad[-1]}",
+            )
         if isinstance(row, readers.Skip):
             bad(where, str(row), row)
             continue
