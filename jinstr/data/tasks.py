@@ -164,7 +164,7 @@ def _task_examples(source: sources_lib.SourceConfig) -> Iterator[dict]:
     fingerprint = None
     for number, row in enumerate(dataset.as_numpy_iterator()):
         row = _plain(row)
-        example = {"id": f"{source.task}:{number}", "group": "", "genre": ""} | row
+        example = {"id": f"{source.task}:{number}", "group": ""} | row
         if "inputs" in row and not isinstance(row["inputs"], str):
             fingerprint = fingerprint or _vocabulary_fingerprint(task)
             example |= {"tokenizer": fingerprint, "roles": [], "contents": []}

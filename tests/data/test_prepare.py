@@ -47,7 +47,9 @@ def test_the_bytes_do_not_depend_on_the_workers(make, world, tmp_path):
     assert one == two and sum(name.startswith("shard") for name in one) == 3
     # Negative control: another template gives other bytes.
     (place,) = make(source, shards=3, cache_dir=str(tmp_path / "1"), template="llm-jp-3")
-    assert {p.name: p.read_bytes() for p in pathlib.Path(place.path).iterdir() if p.is_file()} != one
+    assert {
+        p.name: p.read_bytes() for p in pathlib.Path(place.path).iterdir() if p.is_file()
+    } != one
 
 
 def test_sets_are_found_again_until_something_changes(make, tmp_path):
