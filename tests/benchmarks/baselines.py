@@ -4,9 +4,9 @@
         OUT=runs/aozora/baselines.json
 
 The same split as `jinstr pretrain` with these settings. n-grams: absolute discounting with interpolation (Ney, Essen
-and Kneser 1994), discount by order from counts of counts; every document ends with its own sign, whose bits count while
-its bytes do not, as for the models. xz: 8 · (len xz(train + heldout) − len xz(train)) / bytes of heldout, with a dictionary
-that holds everything.
+and Kneser 1994), discount by order from counts of counts; every document ends with its own sign, whose bits count
+while its bytes do not, as for the models. xz: 8 · (len xz(train + heldout) − len xz(train)) / bytes of heldout, with a
+dictionary that holds everything.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/step_with_data.py SET_FOLDER [BLOCKS]
 
-SET_FOLDER: a prepared set (`jinstr prepare` prints it). Prints medians and quartiles of both and their ratio (goal: at
-most 1.03). The loader reads ahead in a thread, as in training; the step is the one of `jinstr pretrain`, 10 M parameters.
+SET_FOLDER: a prepared set (`jinstr prepare` prints it). Prints medians and quartiles of both and their ratio (goal:
+at most 1.03). The loader reads ahead in a thread, as in training; the step is that of `jinstr pretrain`.
 """
 
 import sys
