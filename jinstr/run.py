@@ -229,7 +229,7 @@ def _translated(error: Exception) -> errors.ConfigError:
     near = ""
     if parameter := re.search(r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message):
         target = gin.get_configurable(parameter[1])
-        near = settings.did_you_mean(parameter[2], inspect.signature(target).parameters)
+        near = settings.did_you_mean(parameter[2], settings.types_of(target))
     elif attribute := re.search(r"<module '([\w.]+)'.* has no attribute (\w+)", message):
         near = settings.did_you_mean(attribute[2], vars(sys.modules[attribute[1]]))
     return errors.ConfigError("JI-CONFIG-014", f"{where}{message}{near}")

@@ -131,5 +131,7 @@ def fit(
                 bar.note(done, results)
     drain()
     checkpointer.wait()
+    if start_step >= num_steps:  # trained before: look at it again, with today's settings
+        writer.write(start_step, evaluate(state, start_step))
     bar.close()
     return state
