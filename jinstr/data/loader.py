@@ -201,7 +201,7 @@ class Loader:
     ) -> list[tuple[str, str, int]]:
         """(source, example id, first target of the segment in its example's chunk order) of a step's segments.
 
-        The third number is part * 2^20 + start for text (chunk and window), the turn for conversations.
+        The third number is part · 2^20 + first target in it: chunk and window of a text, turn of a conversation.
         """
         return [
             (self._sources[owner].name, record.id, (record.part << 20) + start)
