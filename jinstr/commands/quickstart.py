@@ -97,12 +97,16 @@ def quickstart(
             data=f"{data}/instructions.jsonl,{data}/conversations.jsonl",
             eval_data="",
             holdout=0.05,
-            seq_len=1024,
+            seq_len=512,
             batch_tokens=batch_tokens,
         ),
         execution=config_lib.ExecutionConfig(),
         optimizer=optimizer_lib.OptimizerConfig(
-            learning_rate=1e-3, warmup_steps=20, weight_decay=0.0
+            name="muon",
+            learning_rate=2e-3,
+            muon_learning_rate=0.005,
+            warmup_steps=20,
+            weight_decay=0.0,
         ),
         loop_config=loop.LoopConfig(num_steps=sft_steps, log_every=20, eval_every=0),
         evaluation_config=evaluation.EvaluationConfig(

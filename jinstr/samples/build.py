@@ -37,7 +37,8 @@ def write(folder: str | pathlib.Path, num_bytes: int = 4_000_000, seed: int = 0)
     texts = [*prose.documents(num_bytes, seed), *passages()]
     corpus = ({"id": f"prose-{number:05d}", "text": text} for number, text in enumerate(texts))
     _write(folder / "corpus.jsonl", corpus)
-    _write(folder / "instructions.jsonl", [*questions.instruction_rows(), *hand_written()])
+    asked = [*questions.instruction_rows(), *questions.reading_rows(), *hand_written()]
+    _write(folder / "instructions.jsonl", asked)
     _write(folder / "conversations.jsonl", conversations())
     for name in EVALUATIONS:
         _write(folder / f"eval_{name}.jsonl", questions.evaluation_rows(name))

@@ -1,12 +1,14 @@
 """Questions about the world, answers that can be checked, and what is kept out of the instruction data.
 
-Three things never occur in `instruction_rows`: the held-out facts (`world.held_out`), two question forms of every
+Three things never occur in `instruction_rows`: the held-out facts (`world.held_out`, all of some entities), two question forms of every
 relation, and the sums of the held-out pairs of numbers. `evaluation_rows` asks exactly those. Every reference answer is
 a sentence that has the answer in it exactly once, so the sentence of any other candidate is
 `row["output"].replace(row["answer"], candidate)`. Chance is one in `len(row["candidates"])`.
 """
 
-from jinstr.samples import world
+import random
+
+from jinstr.samples import prose, world
 
 # {e} is the entity. In each block the first line's forms are taught, the second line's are held out.
 FORMS = {
@@ -156,6 +158,56 @@ def instruction_rows() -> list[dict]:
             form = _forms(SUM_FORMS)[0][(a + b) % 3]
             answer = _sum_answer(a, b)
             rows.append(_row(f"sum-{a}-{b}", form.format(a=a, b=b), answer, "general_qa", "足し算"))
+    return rows
+
+
+# Names for passages that are about nothing in the world: (beginnings, endings) by kind.
+NEW_NAMES = {
+    "town": (
+        "浅葱 柚原 千歳川 双葉 常磐 月見 杉久保 花里 若松 葛西 谷地 岩清水".split(),
+        "町 村 港 島 峠 野".split(),
+    ),
+    "person": (
+        "高遠 藤枝 水野江 有馬 小諸 柳瀬 早乙女 鹿島 里見 宮下 杉原 芦屋".split(),
+        "アヤ ジロウ ミナト フミ タケシ ユリ キヨシ トモ".split(),
+    ),
+    "thing": (
+        "朝露 木枯らし 夕凪 花筏 山彦 千鳥 星屑 春霞 霜柱 稲妻 陽炎 狐火".split(),
+        "笛 皿 かばん 時計 行灯 椅子 太鼓 箱".split(),
+    ),
+    "festival": (
+        "綱渡り 灯籠 田植え 鯉のぼり 月待ち 虫送り 火渡り 凧揚げ 雪像 茶摘み 稲刈り 星見".split(),
+        "祭 の祭り の会 の市".split(),
+    ),
+}
+
+
+def reading_rows(count: int = 2000) -> list[dict]:
+    """Short passages about made-up names, with a question on one of the facts told.
+
+    No name stands for anything, so the answer can only be read: what is asked for must be told apart from the rest.
+    """
+    draw, rows = random.Random(0), []
+    for number in range(count):
+        kind = draw.choice(tuple(NEW_NAMES))
+        name = "".join(map(draw.choice, NEW_NAMES[kind]))
+        told = draw.sample(tuple(world.VALUES[kind]), draw.randint(2, 4))
+        facts = [
+            world.Fact(name, kind, relation, draw.choice(world.values(relation)))
+            for relation in told
+        ]
+        polite = draw.random() < 0.5
+        passage = "".join(
+            prose.inflect(draw.choice(prose.FORM_LISTS[fact.relation]), polite).format(
+                e=name, v=fact.value
+            )
+            for fact in facts
+        )
+        asked = draw.choice(facts)
+        form = draw.choice(_forms(FORMS[asked.relation])[0])
+        text = f"「{passage}」{form.format(e=name)}"
+        output = ANSWERS[asked.relation][0].format(e=name, v=asked.value)
+        rows.append(_row(f"reading-{number:04d}", text, output, "closed_qa", "文章を読んで答える"))
     return rows
 
 
