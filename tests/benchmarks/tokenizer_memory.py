@@ -3,7 +3,7 @@
     python tests/benchmarks/tokenizer_memory.py CORPUS [BYTES] [SOURCE_BYTES]
 
 The corpus is repeated until BYTES (default 1,000,000,000) of text have been read; every repeat gets a mark of its own
-at the start of each line, so that the sample is drawn from all of it. Prints what was sampled and dropped and the peak RSS.
+at the start of each line, so that the sample is drawn from all of it. Prints what was sampled, dropped and the peak.
 """
 
 import json
