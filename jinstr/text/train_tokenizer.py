@@ -138,6 +138,7 @@ def sample_sources(
         train += sample.pieces()
         check[source] = small.pieces()
         facts[source] = dict(counts) | {
+            "bytes of empty lines": counts["bytes of empty lines"],
             "pieces sampled": len(sample),
             "bytes sampled": sample.bytes,
             "bytes beyond the budget": counts["bytes read"]
