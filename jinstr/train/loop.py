@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -107,9 +108,8 @@ def fit(
                 bar.update(done, loss=values["loss"], **speed)
         pending.clear()
 
-    for step, batch in batches:
-        if step >= num_steps:
-            break
+    # Cut here, not by a break: nothing is read, or logged as trained on, beyond the last step.
+    for step, batch in itertools.islice(batches, max(0, num_steps - start_step)):
         _traced(config, run_dir, step)
         state, values = step_function(state, place(batch))
         drain()
