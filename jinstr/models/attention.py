@@ -32,8 +32,18 @@ def attend_dense(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, scale, softcap) -> jax.Arr
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v_BSKH).reshape(B, T, N, H)
+    # Divided by the sum after the product with v, in [T, H] and not in [T, S]: two passes over the scores fewer.
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total_BKGT = weights.sum(-1)
+    out_BKGTH = jnp.einsum(
+        "bkgts,bskh->bkgth",
+        weights.astype(v_BSKH.dtype),
+        v_BSKH,
+        preferred_element_type=jnp.float32,
+    )
+    out_BKGTH = (out_BKGTH / total_BKGT[..., None]).astype(v_BSKH.dtype)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def attend(

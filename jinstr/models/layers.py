@@ -19,6 +19,36 @@ ACTIVATIONS = {
 }
 
 
+@jax.custom_vjp
+def matmul(x, kernel):
+    """x [..., in] @ kernel [in, out]. The gradient of the kernel contracts in the order that moves fewer bytes.
+
+    A product that contracts the places of both operands needs one of them transposed in memory (XLA on CPU does that in
+    a loop as slow as the product itself). JAX's own rule always transposes the gradient of y; transposing x instead is
+    shared by all kernels that read the same x, and smaller where the kernel widens.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(residuals, grad_y):
+    x, kernel = residuals
+    size_in, size_out = kernel.shape
+    x_MI, grad_MO = x.reshape(-1, size_in), grad_y.reshape(-1, size_out)
+    over_places = (((0,), (0,)), ((), ()))
+    if size_in <= size_out:
+        grad_kernel = jax.lax.dot_general(x_MI, grad_MO, over_places)
+    else:
+        grad_kernel = jax.lax.dot_general(grad_MO, x_MI, over_places).T
+    return grad_y @ kernel.T, grad_kernel
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Linear(nnx.Module):
     """y = x @ kernel (+ bias). kernel [in, out], cast to the type of x."""
 
@@ -31,7 +61,7 @@ class Linear(nnx.Module):
             )
 
     def __call__(self, x):
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = matmul(x, self.kernel[...].astype(x.dtype))
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
@@ -124,7 +154,8 @@ def rope_tables(config, positions_BT, theta) -> tuple[jax.Array, jax.Array]:
         positions_BT[:, :, None, None].astype(jnp.float32)
         * rope_frequencies(config, theta)[None, None, None, :]
     )
-    return jnp.cos(angle), jnp.sin(angle)
+    # Without the barrier XLA computes cos and sin anew inside every rotation of every layer.
+    return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
