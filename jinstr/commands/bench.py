@@ -86,7 +86,7 @@ def _train(model, optimizer, mesh, rules, seq_len: int, batch_rows: int, steps: 
     work = flops.train_flops(model, batch_rows * seq_len, batch_rows * seq_len**2)
     rates, ceilings, ratios = [], [], []
     for _ in range(steps):
-        ceiling = flops.matmul_ceiling(tries=3) * jax.device_count()
+        ceiling = flops.matmul_ceiling(decoder.compute_dtype(model), tries=3) * jax.device_count()
         before = time.perf_counter()
         state, metrics = step(state, batch)
         jax.block_until_ready(metrics)

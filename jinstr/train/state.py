@@ -136,6 +136,23 @@ def nll_sum(
     )
 
 
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Options of XLA for a training step; none on accelerators.
+
+    On CPU jaxlib 0.10 gives matrix products to YNNPACK by default. A whole step is 5 to 10 % faster with Eigen, which
+    takes transposed operands as they are. A later XLA may not know the option; then its defaults hold.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(jnp.float32(0)).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
+
+
 def make_step(
     model: config_lib.DecoderConfig,
     optimizer: optimizer_lib.OptimizerConfig,
@@ -201,6 +218,7 @@ def make_step(
         donate_argnums=0,
         in_shardings=(place, mesh_lib.batch_sharding(mesh, rules)),
         out_shardings=(place, whole),
+        compiler_options=compiler_options(),
     )
 
 
