@@ -57,11 +57,15 @@ def run(request: cli.Request) -> None:
     entry = entry_function(request.command)
     kwargs = resolve(request, entry)
     resolved = record.of(request.command, jinstr.__version__, kwargs)
+    is_training = request.command in [command.name for command in cli.TRAINING.commands]
     if request.dry_run:
         print(json.dumps(resolved, indent=1, ensure_ascii=False))
+        if is_training:
+            from jinstr.train import plan
+
+            print("\n".join(plan.lines(kwargs)))
         return
     # Only training writes into run_dir; other commands read a model from there.
-    is_training = request.command in [command.name for command in cli.TRAINING.commands]
     if is_training and record.process_index() == 0:
         run_dir = pathlib.Path(kwargs["run_dir"])
         texts = gin.config_str(), gin.operative_config_str()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
 from jinstr.data import prepared as prepared_lib
+from jinstr.data import selection
 from jinstr.data import sources as sources_lib
 
 
@@ -64,11 +64,11 @@ def prepare(
         print(f"packed for SEQ_LEN={data.seq_len}:")
         for row in rows:
             print(f"    {row['name']}: {row['rows']:,} rows, fill {row['fill']:.4f}")
-        steps = loaded.train.steps_for_epochs(1)
-        print(f"    one epoch is {steps:,} steps of {data.batch_tokens:,} tokens")
+        steps = loaded.train.steps_per_epoch
+        print(f"    one epoch is {steps:,.1f} steps of {data.batch_tokens:,} tokens")
     if heldout_list:
         groups = _held_out_groups(sources)
-        pathlib.Path(heldout_list).write_text("".join(json_line(g) for g in groups), "utf-8")
+        pathlib.Path(heldout_list).write_text("".join(map(selection.list_line, groups)), "utf-8")
         print(f"{heldout_list}: {len(groups):,} held-out groups")
     return manifests
 
@@ -80,8 +80,3 @@ def _held_out_groups(sources: tuple[sources_lib.SourceConfig, ...]) -> list[str]
             whole = dataclasses.replace(source, part="all")
             found |= dict.fromkeys(sources_lib.heldout_groups(whole))
     return list(found)
-
-
-def json_line(group: str) -> str:
-    """A group as one line: JSON text where it holds a line break."""
-    return (json.dumps(group, ensure_ascii=False) if "\n" in group else group) + "\n"

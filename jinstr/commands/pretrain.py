@@ -7,6 +7,7 @@ import time
 
 import jax
 
+from jinstr.data import audit
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
 from jinstr.models import config as config_lib
@@ -53,18 +54,17 @@ def pretrain(
         seed=seed,
         may_prepare=jax.process_count() == 1,
     )
-    num_steps = loop.planned_steps(
-        loop_config, data_set.train.num_rows / data_set.train.config.batch_rows
-    )
+    num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
+
+    audit.check_batch(data_set.train.read(0))
 
     devices = mesh_lib.make_mesh(mesh)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)
     abstract = state_lib.abstract_state(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
     )
-    serving.write_model_files(run_dir, model, tokenizer, "")
     checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
-    state, start_step, tokens_seen = startup.restore_or_init(
+    state, start_step, before = startup.restore_or_init(
         checkpointer=checkpointer,
         model=model,
         transform=transform,
@@ -73,6 +73,8 @@ def pretrain(
         init=init,
         data_fingerprint=data_set.train.fingerprint,
     )
+    # Only now: a start that is refused above must not touch the files of the model that is there.
+    serving.write_model_files(run_dir, model, tokenizer, "")
     step_function = state_lib.make_step(
         model, optimizer, transform, devices, rules, abstract, loop_config.microbatches
     )
@@ -82,7 +84,7 @@ def pretrain(
         wandb=loop_config.wandb,
         start_step=start_step,
     )
-    meter = flops.Meter(model, tokens_seen)
+    meter = flops.Meter(model, before)
     evaluator = state_lib.make_evaluator(model, devices, rules)
     answers = evaluation.Answers(model, text_tokenizer, None, evaluation_config)
     prompts = [
@@ -122,10 +124,13 @@ def pretrain(
         writer=writer,
         run_json=lambda step: {
             "data": {"fingerprint": data_set.train.fingerprint, "step": step},
-            "tokens_seen": meter.tokens_seen,
+            "meter": meter.totals(),
         },
         meter=meter,
-        extra=lambda step: {"train/learning_rate": float(rate(step - 1))},
+        extra=lambda step: (
+            {"train/learning_rate": float(rate(step - 1))}
+            | dataset_lib.share_metrics(data_set.train, step)
+        ),
     )
     checkpointer.close()
     writer.close()
@@ -135,9 +140,7 @@ def pretrain(
         facts=startup.describe(model, devices)
         | {
             "steps": num_steps,
-            "tokens": meter.tokens_seen,
-            "flops": meter.flops,
-            "train_seconds": meter.seconds,
+            **meter.totals(),
             "wall_seconds": time.time() - started,
         },
         data=dataset_lib.table(data_set),

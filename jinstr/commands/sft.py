@@ -8,8 +8,8 @@ import time
 
 import jax
 
+from jinstr.data import audit, eval_tasks
 from jinstr.data import dataset as dataset_lib
-from jinstr.data import eval_tasks
 from jinstr.data import prepare as prepare_lib
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
@@ -61,18 +61,17 @@ def sft(
         may_prepare=jax.process_count() == 1,
     )
     tasks = eval_tasks.parse(evaluation_config.tasks, data.module, evaluation_config.questions)
-    num_steps = loop.planned_steps(
-        loop_config, data_set.train.num_rows / data_set.train.config.batch_rows
-    )
+    num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
+
+    audit.check_batch(data_set.train.read(0))
 
     devices = mesh_lib.make_mesh(mesh)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)
     abstract = state_lib.abstract_state(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
     )
-    serving.write_model_files(run_dir, model, tokenizer_path, template)
     checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
-    state, start_step, tokens_seen = startup.restore_or_init(
+    state, start_step, before = startup.restore_or_init(
         checkpointer=checkpointer,
         model=model,
         transform=transform,
@@ -81,6 +80,8 @@ def sft(
         init=init,
         data_fingerprint=data_set.train.fingerprint,
     )
+    # Only now: a start that is refused above must not touch the files of the model that is there.
+    serving.write_model_files(run_dir, model, tokenizer_path, template)
     step_function = state_lib.make_step(
         model, optimizer, transform, devices, rules, abstract, loop_config.microbatches
     )
@@ -90,7 +91,7 @@ def sft(
         wandb=loop_config.wandb,
         start_step=start_step,
     )
-    meter = flops.Meter(model, tokens_seen)
+    meter = flops.Meter(model, before)
     evaluator = state_lib.make_evaluator(model, devices, rules)
     answers = evaluation.Answers(model, tokenizer, chat_template, evaluation_config)
     rate = optimizer_lib.make_schedule(optimizer, num_steps, optimizer.learning_rate)
@@ -138,10 +139,13 @@ def sft(
         writer=writer,
         run_json=lambda step: {
             "data": {"fingerprint": data_set.train.fingerprint, "step": step},
-            "tokens_seen": meter.tokens_seen,
+            "meter": meter.totals(),
         },
         meter=meter,
-        extra=lambda step: {"train/learning_rate": float(rate(step - 1))},
+        extra=lambda step: (
+            {"train/learning_rate": float(rate(step - 1))}
+            | dataset_lib.share_metrics(data_set.train, step)
+        ),
     )
     checkpointer.close()
     writer.close()
@@ -151,9 +155,7 @@ def sft(
         facts=startup.describe(model, devices)
         | {
             "steps": num_steps,
-            "tokens": meter.tokens_seen,
-            "flops": meter.flops,
-            "train_seconds": meter.seconds,
+            **meter.totals(),
             "wall_seconds": time.time() - started,
             "accuracy": summary.before_and_after(run_dir, tasks),
         },

@@ -15,11 +15,13 @@ from jinstr.data import sources as sources_lib
 class DataConfig:
     """Sources, how they are split, and how rows become batches.
 
-    The settings from `holdout` to `module` hold for sources given as text; a SourceConfig in a .gin file says them for
-    itself.
+    The settings from `holdout` to `tfds_dir` hold for sources given as text; a SourceConfig in a .gin file says them
+    for itself.
     """
 
-    data: str | tuple[sources_lib.SourceConfig, ...]  # "[format:]path[*rate],task,tfds:name,…"
+    data: (
+        str | tuple[sources_lib.SourceConfig, ...]
+    )  # "[format:]path[*rate],task,tfds:name[:split],…"
     eval_data: str | tuple[sources_lib.SourceConfig, ...] = ""  # sets for evaluation only
     holdout: float = (
         0.0  # share of the prompts (or other groups) of every source kept for evaluation
@@ -32,6 +34,7 @@ class DataConfig:
     answers: str = "all"  # several to one question: all (weight 1/n) | rotate | first
     exclude: str = ""  # file of ids or prompts, one a line, that are left out everywhere
     module: str = ""  # your own module: it registers tasks
+    tfds_dir: str = ""  # folder of TFDS sets; "" = ~/tensorflow_datasets
     seq_len: int = 512  # places in a row T
     batch_tokens: int = 4096  # places in a batch, over all devices: rows = batch_tokens / seq_len
     rate_unit: str = "passes"  # what *rate counts: passes over the source | tokens | examples
@@ -88,7 +91,7 @@ def _common(config: DataConfig) -> dict:
         "answers",
         "exclude",
     )
-    return {name: getattr(config, name) for name in (*names, "module")}
+    return {name: getattr(config, name) for name in (*names, "module", "tfds_dir")}
 
 
 def load(
@@ -123,6 +126,18 @@ def load(
             name += "+"
         loaders[name] = loader_lib.Loader((source,), loader_config)
     return Dataset(train, loaders, sources, sets)
+
+
+def share_metrics(loader: loader_lib.Loader, step: int) -> dict[str, float]:
+    """Asked and realised share of every source of a mixture in the first `step` steps, and the passes over it."""
+    shares = loader.shares(step)
+    if len(shares) < 2:
+        return {}
+    return {
+        f"data/{name}/{key}": value
+        for name, facts in shares.items()
+        for key, value in facts.items()
+    }
 
 
 def table(data: Dataset) -> list[dict]:

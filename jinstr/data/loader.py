@@ -8,7 +8,6 @@ a checkpoint keeps the step number. Hosts take consecutive parts of a step's slo
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -97,7 +96,7 @@ class Loader:
         self._ends = np.cumsum([source.num_rows for source in self._sources])
         self.num_rows = int(self._ends[-1])
         self.bytes_total = sum(source.text_bytes for source in self._sources)
-        identity = [(s.name, s.rate, s.set.fingerprint) for s in self._sources]
+        identity = [(s.name, s.rate, s.set.fingerprint, s.index.digest) for s in self._sources]
         self.fingerprint = xxhash.xxh3_64_hexdigest(f"{identity}{config}".encode())
 
     def _row_shares(self, rates: Sequence[float]) -> np.ndarray:
@@ -109,9 +108,13 @@ class Loader:
         examples = [source.num_examples for source in self._sources]
         return mixing.row_shares(rates, self.config.rate_unit, rows, examples)
 
-    def steps_for_epochs(self, epochs: float) -> int:
-        """Steps in which as many rows are drawn as `epochs` passes over all sources hold."""
-        return max(1, math.ceil(epochs * self.num_rows / self.config.batch_rows))
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps of one epoch: every source as often as its rate says when rates count passes, else once on average."""
+        rows = [source.num_rows for source in self._sources]
+        if self.config.rate_unit == "passes":
+            rows = [source.rate * source.num_rows for source in self._sources]
+        return sum(rows) / self.config.batch_rows
 
     def shares(self, step: int) -> dict[str, dict[str, float]]:
         """Asked and realised share of each source in steps 0 to `step` - 1, in `rate_unit`, and its epochs so far."""

@@ -13,8 +13,9 @@ import pathlib
 import shutil
 
 import numpy as np
+import xxhash
 
-WINDOW = 4096  # records packed together: near-optimal fill at a few µs a record, in bounded memory
+WINDOW = 4096  # records packed together: near-optimal fill in bounded memory, at 2 to 70 µs a record at T = 2048
 PIECE = np.dtype([("record", "<i4"), ("start", "<i4"), ("length", "<i4")])
 
 
@@ -26,6 +27,7 @@ class PackIndex:
     offsets: np.ndarray  # i64 [rows + 1]
     pieces: np.ndarray  # PIECE [pieces]
     dropped: int  # records longer than seq_len that may not be cut
+    digest: str  # of offsets and pieces: what a row holds is part of a run's data state
 
     @property
     def num_rows(self) -> int:
@@ -110,7 +112,10 @@ def build(lengths: np.ndarray, *, seq_len: int, cut: bool, window: int = WINDOW)
         rows += [pieces[sorted(row)] for row in fill_rows(pieces["length"], seq_len)]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype("<i8")
     pieces = np.concatenate(rows) if rows else np.empty(0, PIECE)
-    return PackIndex(seq_len=seq_len, offsets=offsets, pieces=pieces, dropped=dropped)
+    digest = xxhash.xxh3_64_hexdigest(offsets.tobytes() + pieces.tobytes())
+    return PackIndex(
+        seq_len=seq_len, offsets=offsets, pieces=pieces, dropped=dropped, digest=digest
+    )
 
 
 def _folder(set_path: pathlib.Path, seq_len: int) -> pathlib.Path:
@@ -122,11 +127,13 @@ def load(set_path: pathlib.Path, seq_len: int) -> PackIndex | None:
     folder = _folder(set_path, seq_len)
     if not (folder / "pack.json").exists():
         return None
+    facts = json.loads((folder / "pack.json").read_text())
     return PackIndex(
         seq_len=seq_len,
         offsets=np.load(folder / "offsets.npy", mmap_mode="r"),
         pieces=np.load(folder / "pieces.npy", mmap_mode="r"),
-        dropped=json.loads((folder / "pack.json").read_text())["dropped"],
+        dropped=facts["dropped"],
+        digest=facts["digest"],
     )
 
 
@@ -137,7 +144,12 @@ def save(index: PackIndex, set_path: pathlib.Path) -> None:
     aside.mkdir(parents=True, exist_ok=True)
     np.save(aside / "offsets.npy", index.offsets)
     np.save(aside / "pieces.npy", index.pieces)
-    facts = {"rows": index.num_rows, "fill": round(index.fill, 6), "dropped": index.dropped}
+    facts = {
+        "rows": index.num_rows,
+        "fill": round(index.fill, 6),
+        "dropped": index.dropped,
+        "digest": index.digest,
+    }
     (aside / "pack.json").write_text(json.dumps(facts) + "\n")
     try:
         aside.rename(folder)

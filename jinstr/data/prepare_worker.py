@@ -131,8 +131,11 @@ def _batches(examples: Iterable[dict]) -> Iterator[list[dict]]:
         yield batch
 
 
-def _encode_all(examples: Iterable[dict], job: Job, workers: int) -> collections.Counter:
+def _encode_all(
+    examples: Iterable[dict], job: Job, workers: int, start: str
+) -> collections.Counter:
     """Encode every example, in this process or in `workers` processes, with a progress bar."""
+    tqdm.tqdm.monitor_interval = 0  # no thread of its own: this process may fork
     total: collections.Counter = collections.Counter()
     bar = tqdm.tqdm(desc=f"prepare {job.source}", unit="B", unit_scale=True, mininterval=0.5)
 
@@ -146,7 +149,9 @@ def _encode_all(examples: Iterable[dict], job: Job, workers: int) -> collections
             for batch in _batches(examples):
                 done(encoder.run(batch))
             return total
-        context = multiprocessing.get_context("spawn")
+        if start == "fork":
+            _Encoder(job)  # what it imports is then there in every child
+        context = multiprocessing.get_context(start)
         pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,))
         with pool:
             waiting: set[concurrent.futures.Future] = set()
@@ -186,9 +191,13 @@ def _write_shard(folder: str, shard: int, shards: int) -> tuple[dict, np.ndarray
     return facts, lengths, np.array([entry[3] for entry in kept], "<f8")
 
 
-def build(job: Job, examples: Iterable[dict], workers: int) -> dict:
-    """Encode `examples` into the shards and length files of `job.folder`; return what the manifest needs to know."""
-    counts = _encode_all(examples, job, workers)
+def build(job: Job, examples: Iterable[dict], workers: int, start: str = "spawn") -> dict:
+    """Encode `examples` into the shards and length files of `job.folder`; return what the manifest needs to know.
+
+    start: how encoding processes begin. "fork" takes no time, but needs a process without threads, hence without
+    TensorFlow, which "spawn" does not.
+    """
+    counts = _encode_all(examples, job, workers, start)
     written = [_write_shard(job.folder, shard, job.shards) for shard in range(job.shards)]
     lengths = np.concatenate([lengths for _, lengths, _ in written])
     folder = pathlib.Path(job.folder)
@@ -267,7 +276,8 @@ def main(request_path: str) -> int:
             folder=str(folder),
         )
         report = sources_lib.ReadReport()
-        facts = build(job, sources_lib.read(source, report), request["workers"])
+        start = "fork" if source.path and sys.platform == "linux" else "spawn"
+        facts = build(job, sources_lib.read(source, report), request["workers"], start)
         if not facts["counts"]["records"]:
             drops = facts["drops"] | dict(report.dropped)
             raise errors.DataError(

@@ -157,6 +157,16 @@ def _remat(function, policy: str):
     )
 
 
+def _slots(cache: dict, positions_BT, segment_ids_BT) -> tuple:
+    """(positions [B, S], segment ids [B, S], index) of a cache with T more slots filled."""
+    index = cache["index"]
+    return (
+        jax.lax.dynamic_update_slice(cache["positions"], positions_BT, (0, index)),
+        jax.lax.dynamic_update_slice(cache["segment_ids"], segment_ids_BT, (0, index)),
+        index,
+    )
+
+
 def forward(
     config: config_lib.DecoderConfig,
     params: dict,
@@ -183,14 +193,7 @@ def forward(
     rope = local = layers.rope_tables(config, positions_BT, config.rope_theta)
     if config.rope_local_theta:
         local = layers.rope_tables(config, positions_BT, config.rope_local_theta)
-    slots = None
-    if cache is not None:
-        index = cache["index"]
-        slots = (
-            jax.lax.dynamic_update_slice(cache["positions"], positions_BT, (0, index)),
-            jax.lax.dynamic_update_slice(cache["segment_ids"], segment_ids_BT, (0, index)),
-            index,
-        )
+    slots = None if cache is None else _slots(cache, positions_BT, segment_ids_BT)
 
     def layer_step(x_BTD, inputs):
         layer, is_local, k_BSKH, v_BSKH = inputs

@@ -49,7 +49,8 @@ def loss_on(
     """
     nll = weight = 0.0
     whole = True
-    for index, batch in enumerate(loader.evaluation_batches()):
+    parts = loader.evaluation_batches(jax.process_index(), jax.process_count())
+    for index, batch in enumerate(parts):
         if max_rows and index * loader.config.batch_rows >= max_rows:
             whole = False
             break

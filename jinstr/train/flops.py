@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +63,19 @@ def _seconds(call, tries: int) -> float:
 class Meter:
     """Tokens, FLOPs and time between two reads; time in evaluations and saves is left out."""
 
-    def __init__(self, config: config_lib.DecoderConfig, tokens_seen: float = 0.0):
+    def __init__(self, config: config_lib.DecoderConfig, before: Mapping[str, float] | None = None):
+        """before: the `totals` of the run up to the checkpoint that it goes on from."""
         self._config = config
         self._ceiling = matmul_ceiling(decoder.compute_dtype(config)) * jax.device_count()
-        self.tokens_seen = tokens_seen  # over the whole run
-        self.flops = 0.0  # since this process started
-        self.seconds = 0.0  # since this process started, without evaluations and saves
+        before = before or {}
+        self.tokens_seen = before.get("tokens", 0.0)
+        self.flops = before.get("flops", 0.0)
+        self.seconds = before.get("train_seconds", 0.0)  # without evaluations, saves and compiling
         self.start()
+
+    def totals(self) -> dict[str, float]:
+        """Over the whole run: tokens, flops, train_seconds."""
+        return {"tokens": self.tokens_seen, "flops": self.flops, "train_seconds": self.seconds}
 
     def start(self) -> None:
         self._tokens = self._flops = self._pause = 0.0

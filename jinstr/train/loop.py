@@ -8,13 +8,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-import jax
-
 from jinstr import errors
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import flops as flops_lib
 from jinstr.train import metrics as metrics_lib
 from jinstr.train import progress as progress_lib
+from jinstr.train import trace as trace_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,15 +41,21 @@ def planned_steps(config: LoopConfig, steps_per_epoch: float) -> int:
     return config.num_steps or max(1, math.ceil(config.epochs * steps_per_epoch))
 
 
-def _traced(config: LoopConfig, run_dir, step: int) -> None:
-    """Start or stop the profiler at the borders of `PROFILE=first:last`."""
-    if not config.profile:
-        return
-    first, _, last = config.profile.partition(":")
-    if step == int(first):
-        jax.profiler.start_trace(str(run_dir / "profile"))
-    elif step == int(last) + 1:
-        jax.profiler.stop_trace()
+def _finite(step: int, values: dict) -> dict[str, float]:
+    """The metrics of a step as floats, read from the device. Errors: NonFiniteError."""
+    values = {name: float(value) for name, value in values.items()}
+    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+        raise errors.NonFiniteError(
+            "JI-LOOP-002",
+            f"step {step}: loss={values['loss']}, grad_norm={values['grad_norm']}; lower "
+            f"LEARNING_RATE, or look at the batch: jinstr inspect … STEP={step - 1}",
+        )
+    return values
+
+
+def _kept(state: dict) -> dict:
+    """What a checkpoint holds of the state; its step is the checkpoint's number."""
+    return {name: value for name, value in state.items() if name != "step"}
 
 
 def fit(
@@ -72,25 +77,20 @@ def fit(
 ) -> dict:
     """Train from `start_step` to `num_steps` and return the last state.
 
-    The step of the next batch is dispatched before the metrics of the last one are read, so the device never waits
-    for the host. `step` in files is the number of updates done. `evaluate(state, step)` runs every `eval_every`
-    steps and at the end; `extra(step)` adds host-side values (learning rate, mixture shares) to a log line.
+    A step is dispatched before the metrics of the last one are read, so the device never waits. `step` in files is the
+    number of updates done. `evaluate(state, step)` runs every `eval_every` steps and at the end; `extra(step)` adds
+    host-side values (learning rate, mixture shares) to a log line.
     Errors: NonFiniteError when loss or gradient norm is not finite (read one step late; nothing is saved after it).
     """
     bar = progress_lib.Progress(num_steps, start_step)
+    trace = trace_lib.Trace(config.profile, run_dir)
     pending: list[tuple[int, dict]] = []
     first_step = time.monotonic()
 
     def drain() -> None:
         """Read the metrics of dispatched steps and write a line when one is due."""
         for done, values in pending:
-            values = {name: float(value) for name, value in values.items()}
-            if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-                raise errors.NonFiniteError(
-                    "JI-LOOP-002",
-                    f"step {done}: loss={values['loss']}, grad_norm={values['grad_norm']}; lower "
-                    f"LEARNING_RATE, or look at the batch: jinstr inspect … STEP={done - 1}",
-                )
+            values = _finite(done, values)
             meter.add(values)
             line = {
                 "train/loss": values["loss"],
@@ -110,7 +110,7 @@ def fit(
 
     # Cut here, not by a break: nothing is read, or logged as trained on, beyond the last step.
     for step, batch in itertools.islice(batches, max(0, num_steps - start_step)):
-        _traced(config, run_dir, step)
+        trace.before(step)
         state, values = step_function(state, place(batch))
         drain()
         pending.append((step + 1, values))
@@ -119,10 +119,8 @@ def fit(
         done = step + 1
         if checkpointer.is_due(done) or done == num_steps:
             drain()
-            saved = {name: state[name] for name in ("params", "opt_state", "rng")}
-            saved |= {"ema": state["ema"]} if "ema" in state else {}
             with meter.paused():
-                checkpointer.save(done, saved, run_json(done))
+                checkpointer.save(done, _kept(state), run_json(done))
         if done == num_steps or (config.eval_every and done % config.eval_every == 0):
             drain()
             with meter.paused():
@@ -130,6 +128,7 @@ def fit(
                 writer.write(done, results)
                 bar.note(done, results)
     drain()
+    trace.close()
     checkpointer.wait()
     if start_step >= num_steps:  # trained before: look at it again, with today's settings
         writer.write(start_step, evaluate(state, start_step))

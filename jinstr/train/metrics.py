@@ -6,29 +6,34 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+import jax
+
 from jinstr.data import batching
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
-    """The whole lines of a JSONL file; a last line cut off by a kill is left out."""
+    """The whole lines of a JSONL file; a line cut off by a kill, perhaps inside a character, is left out."""
     lines = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Not splitlines(): text may hold U+2028 or U+0085, which JSON leaves as they are.
+        for line in path.read_bytes().split(b"\n"):
             try:
                 lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+            except ValueError:
+                continue
     return lines
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:
-    """Keep the lines up to `step`; what came after goes to <name>.after_<step> beside it."""
+    """Keep the whole lines up to `step`; what came after goes to <name>.after_<step> beside it."""
     lines = read_lines(path)
     later = [line for line in lines if line["step"] > step]
-    if not later:
+    # The end of a cut line must go too: the next line would be written behind it.
+    if not later and (not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")):
         return
-    with path.with_name(f"{path.name}.after_{step}").open("a", encoding="utf-8") as aside:
-        aside.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in later)
+    if later:
+        with path.with_name(f"{path.name}.after_{step}").open("a", encoding="utf-8") as aside:
+            aside.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in later)
     kept = "".join(
         json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step
     )
@@ -38,18 +43,19 @@ def cut_back(path: pathlib.Path, step: int) -> None:
 
 
 def examples_logged(loader, start_step: int, run_dir, log: bool) -> Iterator[tuple[int, dict]]:
-    """The loader's batches; with `log`, RUN_DIR/examples.jsonl tells what was in each and its digest."""
+    """This process's part of the loader's batches; with `log`, RUN_DIR/examples.jsonl tells what was in each."""
+    host, num_hosts = jax.process_index(), jax.process_count()
     if not log:
-        yield from loader.iterate(start_step)
+        yield from loader.iterate(start_step, host, num_hosts)
         return
     path = pathlib.Path(run_dir) / "examples.jsonl"
     cut_back(path, start_step)
     with path.open("a", encoding="utf-8", buffering=1) as file:
-        for step, batch in loader.iterate(start_step):
+        for step, batch in loader.iterate(start_step, host, num_hosts):
             line = {
                 "step": step + 1,
                 "digest": batching.batch_digest(batch),
-                "examples": loader.example_ids(step),
+                "examples": loader.example_ids(step, host, num_hosts),
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             yield step, batch

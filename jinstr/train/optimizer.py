@@ -19,7 +19,7 @@ class OptimizerConfig:
     name: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW) | adafactor
     learning_rate: float = 3e-4  # peak
     schedule: str = "cosine"  # cosine | wsd (warm up, stay, decay) | constant
-    warmup_steps: int = 100  # linear from 0
+    warmup_steps: int = 100  # linear from 0; at most a tenth of the run
     decay_share: float = 0.2  # wsd: share of all steps that decays
     final_share: float = 0.1  # learning rate at the end, as a share of the peak
     beta1: float = 0.9

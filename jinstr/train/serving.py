@@ -49,8 +49,10 @@ def write_model_files(
         target = run_dir / "template.jinja"
         if pathlib.Path(template).resolve() != target.resolve():
             shutil.copyfile(template, target)
+        (run_dir / "template.txt").unlink(missing_ok=True)
     elif template:
         (run_dir / "template.txt").write_text(template + "\n", encoding="utf-8")
+        (run_dir / "template.jinja").unlink(missing_ok=True)
 
 
 def template_of(run_dir) -> str:

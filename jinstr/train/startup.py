@@ -63,8 +63,8 @@ def restore_or_init(
     seed: int,
     init: str,
     data_fingerprint: str,
-) -> tuple[dict, int, float]:
-    """(state, steps done, tokens seen): from the newest sound checkpoint, from another run (`init`), or afresh.
+) -> tuple[dict, int, dict[str, float]]:
+    """(state, steps done, totals of the meter): from the newest sound checkpoint, from another run (`init`), or afresh.
 
     Errors: ConfigError when the data or the batches are not those that the checkpoint was trained on.
     """
@@ -74,7 +74,7 @@ def restore_or_init(
         if init:
             params = starting_params(init, model, abstract["params"])
             state = state_lib.adopt_params(state, params, transform)
-        return state, 0, 0.0
+        return state, 0, {}
     about = checkpointer.read_run_json(step)
     if about["data"]["fingerprint"] != data_fingerprint:
         raise errors.ConfigError(
@@ -87,7 +87,7 @@ def restore_or_init(
     place = abstract["step"].sharding
     state["step"] = jax.device_put(jax.numpy.int32(step), place)
     print(f"jinstr: going on from step {step} in {checkpointer.folder}")
-    return state, step, about["tokens_seen"]
+    return state, step, about["meter"]
 
 
 def describe(model: config_lib.DecoderConfig, mesh) -> dict:

@@ -78,7 +78,29 @@ def test_an_epoch_is_every_row_once(sets):
     rows = [tuple(data.example_ids(step)) for step in range(2 * data.num_rows)]
     first, second = rows[: data.num_rows], rows[data.num_rows :]
     assert len(set(first)) == data.num_rows and set(first) == set(second) and first != second
-    assert data.steps_for_epochs(2) == 2 * data.num_rows
+    assert data.steps_per_epoch == data.num_rows
+
+
+def test_passes_are_what_the_rate_says(sets):
+    """One epoch with rates 3 and 1: three passes over one source, one over the other."""
+    data = open_loader(sets, rate_unit="passes")
+    end = data.shares(round(data.steps_per_epoch))
+    found = [facts["epochs"] for facts in end.values()]
+    assert found == pytest.approx([place.rate for place in sets], rel=0.05)
+    other = open_loader(sets, rate_unit="tokens")  # negative control: shares of rows are not passes
+    found = [facts["epochs"] for facts in other.shares(round(data.steps_per_epoch)).values()]
+    assert found != pytest.approx([place.rate for place in sets], rel=0.05)
+
+
+def test_another_packing_is_another_data_state(sets, monkeypatch):
+    """A run must not go on over rows that hold other examples than before."""
+    before = open_loader(sets, seq_len=96)
+    assert open_loader(sets, seq_len=96).fingerprint == before.fingerprint
+    monkeypatch.setattr(packing, "load", lambda path, seq_len: None)
+    monkeypatch.setattr(packing, "save", lambda index, path: None)
+    monkeypatch.setattr(packing, "WINDOW", 64)
+    monkeypatch.setattr(packing.build, "__kwdefaults__", {"window": 64})
+    assert open_loader(sets, seq_len=96).fingerprint != before.fingerprint
 
 
 @pytest.mark.parametrize("unit", ["tokens", "examples", "passes"])

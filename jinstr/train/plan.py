@@ -1,0 +1,105 @@
+"""What `--dry_run` tells of a training command before anything is read or computed: size, memory, data, length."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from jinstr import errors
+from jinstr.data import dataset as dataset_lib
+from jinstr.data import readers
+from jinstr.models import config as config_lib
+from jinstr.parallel import mesh as mesh_lib
+from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import optimizer as optimizer_lib
+from jinstr.train import startup
+from jinstr.train import state as state_lib
+
+
+def lines(settings: dict) -> Iterator[str]:
+    """The lines of the plan, from the arguments of `pretrain` or `sft`.
+
+    Errors: those of the settings (a mesh that does not fit the devices, a batch that does not divide).
+    """
+    model = _model(settings)
+    if model is None:
+        yield "model: known once INIT and TOKENIZER are there"
+    else:
+        yield from _memory(model, settings)
+    yield from _data(settings["data"], settings["loop_config"])
+
+
+def _model(settings: dict) -> config_lib.DecoderConfig | None:
+    if "model" not in settings:
+        try:
+            model = startup.model_of(settings["init"])
+        except errors.StorageError:
+            return None
+        return dataclasses.replace(model, **dataclasses.asdict(settings["execution"]))
+    model = settings["model"]
+    if pathlib.Path(settings["tokenizer"]).is_file():
+        return config_lib.with_vocabulary(
+            model, tokenizer_lib.load(settings["tokenizer"]).vocab_size
+        )
+    return model if model.vocab_size else None
+
+
+def _memory(model: config_lib.DecoderConfig, settings: dict) -> Iterator[str]:
+    """Parameters, and bytes of the state on the fullest device."""
+    optimizer = settings["optimizer"]
+    mesh = mesh_lib.make_mesh(settings["mesh"])
+    abstract = state_lib.abstract_state(
+        model,
+        optimizer_lib.make_optimizer(optimizer, 1000),
+        mesh,
+        settings["rules"],
+        ema=optimizer.ema_decay > 0,
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(abstract["params"]))
+    yield f"parameters: {count:,}"
+    yield f"memory on each of {mesh.size} devices ({jax.devices()[0].device_kind}), without activations:"
+    parts = {
+        "parameters": abstract["params"],
+        "gradients": abstract["params"],
+        "optimizer": abstract["opt_state"],
+    }
+    if "ema" in abstract:
+        parts["average of the parameters"] = abstract["ema"]
+    total = 0
+    for name, tree in parts.items():
+        size = sum(_device_bytes(leaf) for leaf in jax.tree.leaves(tree))
+        total += size
+        yield f"    {name:<26} {size / 1e6:12,.1f} MB"
+    yield f"    {'together':<26} {total / 1e6:12,.1f} MB"
+
+
+def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _data(data: dataset_lib.DataConfig, loop_config) -> Iterator[str]:
+    rows = dataset_lib.batch_rows(data)
+    yield f"batches: {rows} rows of {data.seq_len} = {data.batch_tokens:,} places"
+    if loop_config.num_steps:
+        places = loop_config.num_steps * data.batch_tokens
+        yield f"length: {loop_config.num_steps:,} steps, {places:,} places"
+    else:
+        yield f"length: {loop_config.epochs:g} epochs; steps follow when the data are packed"
+    for source in dataset_lib.training_sources(data):
+        kept = f", {source.holdout:.1%} held out" if source.holdout else ""
+        if not source.path:
+            yield f"    {source.name}: {source.task or f'tfds:{source.tfds}'}, rate {source.rate:g}{kept}"
+            continue
+        try:
+            files = readers.files_of(source.path)
+        except errors.DataError as error:  # a plan may be made before the data are there
+            yield f"    {source.name}: {error.message}"
+            continue
+        size = sum(path.stat().st_size for path in files)
+        yield (
+            f"    {source.name}: {len(files)} files, {size / 1e6:,.1f} MB, rate {source.rate:g}{kept}"
+        )
