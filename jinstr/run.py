@@ -63,7 +63,8 @@ def run(request: cli.Request) -> None:
         if is_training:
             from jinstr.train import plan
 
-            print("\n".join(plan.lines(kwargs)))
+            # Beside the settings, which stay JSON for whoever reads them by program.
+            print("\n".join(plan.lines(kwargs)), file=sys.stderr)
         return
     # Only training writes into run_dir; other commands read a model from there.
     if is_training and record.process_index() == 0:

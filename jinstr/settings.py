@@ -88,7 +88,9 @@ def type_name(annotation: Any) -> str:
 def way_out(name: str, value: Any, annotation: Any) -> str:
     """How to write the value so that it has the right type; "" where there is no short answer."""
     if matches("", annotation) and not isinstance(value, Instance):
-        return f"; for a string write {name}=\"'{value}'\""
+        # a,b on a command line is read as a tuple.
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        return f"; for a string write {name}=\"'{text}'\""
     if matches(1, annotation) and isinstance(value, float) and value.is_integer():
         return f"; write {int(value)}"
     if matches(True, annotation):

@@ -2,10 +2,13 @@
 
 import json
 import pathlib
+import re
+import shlex
 
 import pytest
 
-from jinstr import cli, run
+from jinstr import cli, run, settings
+from jinstr.commands import generate
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # What each command must be told.
@@ -31,7 +34,9 @@ NEEDED = {
 
 def resolved(capsys, *words):
     assert run.main([*words, "--dry_run"]) == 0
-    return json.loads(capsys.readouterr().out)["settings"]
+    # Training prints its plan behind the settings.
+    found, _ = json.JSONDecoder().raw_decode(capsys.readouterr().out)
+    return found["settings"]
 
 
 def refused(capsys, *words):
@@ -61,6 +66,58 @@ def test_settings_reach_their_place(capsys):
     assert found["optimizer"]["learning_rate"] == 5e-4 and found["seed"] == 7
     assert found["mesh"]["fsdp"] == 2 and found["optimizer"]["decay_share"] == 0.5
     assert found["model"]["hidden_size"] == 128 and found["model"]["vocab_size"] == 0
+
+
+@pytest.mark.parametrize("text, wanted", [("0.7", 0.7), ("0.7,1.0", [0.7, 1.0]), ("1", 1)])
+def test_temperatures_from_the_command_line(text, wanted, capsys):
+    found = resolved(capsys, "generate", *NEEDED["generate"], f"TEMPERATURES={text}")
+    assert found["temperatures"] == wanted
+    degrees = wanted if isinstance(wanted, list) else [wanted]
+    assert generate.parse_temperatures(settings.literal(text)) == degrees
+
+
+def test_the_way_out_of_a_wrong_type_is_one(capsys):
+    words = ["generate", *NEEDED["generate"]]
+    hint = refused(capsys, *words, "TEMPLATE=1,2")
+    (word,) = re.findall(r"""write (TEMPLATE=".*")""", hint)
+    assert resolved(capsys, *words, *shlex.split(word))["template"] == "1,2"
+    # Negative control: a list of words is still no temperature.
+    assert "tuple[float, ...]" in refused(capsys, *words, "TEMPERATURES=('warm',)")
+
+
+def commands_of(text):
+    """The words of every `jinstr …` line, and of what the launchers hand on to it; continued lines are one."""
+    for line in re.sub(r"\\\n(# *)?", "", text).split("\n"):
+        start = re.match(r"(# *)?(jinstr|bash launch/local_[cg]pu\.sh) ", line)
+        if start and "--help" not in line:
+            yield shlex.split(line[start.end() :])
+
+
+CONFIGS = sorted((REPOSITORY / "gin_configs").glob("r*/*.gin"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_headers_of_gin_files_can_be_run(path, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # whatever runs/ of the repository holds, nothing is read from it
+    header = path.read_text("utf-8").partition("from __gin__")[0]
+    found = list(commands_of(header))
+    assert found and {path.parent.name for path in CONFIGS} == {"run", "recipe"}
+    for words in found:
+        resolved(capsys, *words)
+    # Negative control: a setting that does not exist.
+    refused(capsys, *found[0], "NO_SUCH_SETTING=1")
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_commands_of_the_readme_can_be_run(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    blocks = (REPOSITORY / name).read_text("utf-8").split("```bash\n")[1:]
+    found = [words for block in blocks for words in commands_of(block.partition("```")[0])]
+    assert len(found) >= 10
+    for words in found:
+        resolved(capsys, *words)
+    # Negative control: a setting that does not exist.
+    refused(capsys, *found[0], "NO_SUCH_SETTING=1")
 
 
 @pytest.mark.parametrize(

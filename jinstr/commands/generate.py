@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import pathlib
 
 from tqdm import tqdm
 
@@ -19,7 +21,7 @@ def generate(
     input: str,
     output: str,
     answers: int,
-    temperatures: str,
+    temperatures: str | float | tuple[float, ...],
     sampling: sampler_lib.SamplingConfig,
     batch_rows: int,
     step: int | None,
@@ -28,9 +30,9 @@ def generate(
 ) -> dict:
     """Write `answers` answers for each prompt, model and temperature; see `decode.requests` for the files.
 
-    models: "RUN_DIR" or "name=RUN_DIR,name=RUN_DIR". temperatures: "0.7" or "0.7,1.0". Interrupted, the same command
-    goes on where it stopped: an answer depends on its prompt, model, temperature, number and settings only, never on
-    the batch it was written in. One model is in memory at a time.
+    models: "RUN_DIR" or "name=RUN_DIR,name=RUN_DIR". temperatures: "0.7,1.0", 0.7 or (0.7, 1.0). Interrupted, the same
+    command goes on where it stopped: an answer depends on its prompt, model, temperature, number and settings only,
+    never on the batch it was written in. One model is in memory at a time.
     """
     runs = parse_models(models)
     degrees = parse_temperatures(temperatures)
@@ -41,15 +43,15 @@ def generate(
     try:
         for name, run_dir in runs:
             run = serving.load_run(run_dir, step, weights=weights, template=template)
+            model = identity(run_dir, run.step, weights, template)
             for degree in degrees:
                 setting = dataclasses.replace(sampling, temperature=degree)
                 sampler = text_lib.TextSampler(*run[:4], setting)
-                identity = [run_dir, run.step, weights, template, dataclasses.asdict(setting)]
                 wanted = []  # (prompt, number of the answer, key)
                 for prompt in prompts:
                     # Greedy answers are all alike: one is enough.
                     for number in range(answers if degree > 0 else 1):
-                        key = requests.digest([identity, prompt, number])
+                        key = requests.digest([model, dataclasses.asdict(setting), prompt, number])
                         wanted.append((prompt, number, key))
                 todo = [item for item in wanted if item[2] not in log.answers]
                 bar = tqdm(
@@ -60,19 +62,8 @@ def generate(
                     disable=None,
                 )
                 for (prompt, _, key), answer in answer_each(sampler, todo, degree, batch_rows):
-                    log.add(
-                        {
-                            "key": key,
-                            "id": prompt["id"],
-                            "model": name,
-                            "temperature": degree,
-                            "step": run.step,
-                            "text": answer.text,
-                            "finish": answer.finish,
-                            "tokens": len(answer.ids),
-                            "logp": round(answer.logp, 4),
-                        }
-                    )
+                    head = {"key": key, "id": prompt["id"], "model": name}
+                    log.add(head | {"temperature": degree, "step": run.step} | logged(answer))
                     made += 1
                     bar.update()
                 bar.close()
@@ -87,6 +78,25 @@ def generate(
     distinct = sum(len(row["responses"]) for row in rows)
     print(f"{output}: {len(prompts)} prompts, {distinct} distinct of {total} answers, {made} new")
     return {"prompts": len(prompts), "answers": total, "distinct": distinct, "new": made}
+
+
+def identity(run_dir: str, step: int, weights: str, template: str) -> list:
+    """What tells a model from one trained anew in the same place: its checkpoint's manifest, its template's content."""
+    manifest = pathlib.Path(run_dir) / "checkpoints" / str(step) / "manifest.json"
+    name = template or serving.template_of(run_dir)
+    written = pathlib.Path(name).read_text("utf-8") if name.endswith(".jinja") else name
+    arrays = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return [run_dir, step, weights, arrays, written]
+
+
+def logged(answer: text_lib.Answer) -> dict:
+    """An answer as the log keeps it."""
+    return {
+        "text": answer.text,
+        "finish": answer.finish,
+        "tokens": len(answer.ids),
+        "logp": round(answer.logp, 4),
+    }
 
 
 def answer_each(sampler: text_lib.TextSampler, todo: list, degree: float, batch_rows: int):
@@ -120,10 +130,11 @@ def parse_models(models: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def parse_temperatures(temperatures: str | float) -> list[float]:
-    """ "0.7,1.0" or 0.7 → [0.7, 1.0]."""
+def parse_temperatures(temperatures: str | float | tuple[float, ...]) -> list[float]:
+    """ "0.7,1.0" or (0.7, 1.0) → [0.7, 1.0]; 0.7 → [0.7]. A command line reads numbers as numbers."""
+    many = isinstance(temperatures, tuple)
     try:
-        return [float(part) for part in str(temperatures).split(",")]
+        return [float(part) for part in (temperatures if many else str(temperatures).split(","))]
     except ValueError:
         message = f"TEMPERATURES={temperatures!r}: numbers, comma separated"
         raise errors.ConfigError("JI-GENERATE-007", message) from None

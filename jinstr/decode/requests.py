@@ -19,11 +19,12 @@ from jinstr import errors
 def read_prompts(path) -> list[dict]:
     """Prompts of a JSONL file as {"id", "roles", "contents"}; a trailing assistant turn is left out.
 
-    A line holds `messages`; or `roles` and `contents`; or one of `prompt`, `instruction` (with `input`), `text`.
-    `id` (or `ID`) defaults to the line number. Errors: DataError with the line, on a bad shape or a repeated id.
+    A line holds `messages`; or `roles` and `contents`; or one of `prompt`, `instruction` (with `input` or `context`),
+    `text`. `id` (or `ID`) defaults to the line number. Errors: DataError with the line, on a bad shape or repeated id.
     """
     prompts, seen = [], {}
-    for number, line in enumerate(pathlib.Path(path).read_text("utf-8-sig").splitlines(), 1):
+    # Not splitlines(): text may hold U+2028 or U+0085, which JSON leaves as they are.
+    for number, line in enumerate(pathlib.Path(path).read_text("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -38,9 +39,11 @@ def read_prompts(path) -> list[dict]:
             ) from error
         if roles and roles[-1] == "assistant":
             roles, contents = roles[:-1], contents[:-1]
-        if not roles or roles[-1] != "user" or not all(isinstance(c, str) for c in contents):
+        asked = roles[-1:] == ["user"] or roles[-2:] == ["user", "input"]
+        if not asked or not all(isinstance(c, str) for c in contents):
             raise errors.DataError(
-                "JI-GENERATE-002", f"{where}: the last turn is not a user's text"
+                "JI-GENERATE-002",
+                f"{where}: the last turn is not a user's text, or an input after one",
             )
         name = str(row.get("id", row.get("ID", number)))
         if name in seen:
@@ -48,7 +51,7 @@ def read_prompts(path) -> list[dict]:
                 "JI-GENERATE-003", f"{where}: id {name!r} was used in line {seen[name]}"
             )
         seen[name] = number
-        prompts.append({"id": name, "roles": list(roles), "contents": list(contents)})
+        prompts.append({"id": name, "roles": roles, "contents": contents})
     return prompts
 
 
@@ -58,9 +61,13 @@ def _turns(row: dict) -> tuple[list[str], list[str]]:
     if "roles" in row:
         if len(row["roles"]) != len(row["contents"]):
             raise ValueError("roles and contents differ in length")
-        return row["roles"], row["contents"]
+        return list(row["roles"]), list(row["contents"])
     if "instruction" in row:
-        return ["user"], ["\n".join(filter(None, (row["instruction"], row.get("input"))))]
+        # As in training (data.formats): the input is a turn of its own, which templates write in their own way.
+        given = row.get("input") or row.get("context") or ""
+        if given.strip():
+            return ["user", "input"], [row["instruction"], given]
+        return ["user"], [row["instruction"]]
     return ["user"], [row["prompt"] if "prompt" in row else row["text"]]
 
 

@@ -31,10 +31,14 @@ class Answer:
 
 
 class Assembler:
-    """Turns token ids into text piece by piece, cut before the first stop string."""
+    """Turns token ids into text piece by piece, cut before the first stop string.
 
-    def __init__(self, stream, stop_strings: Sequence[str]):
+    texts: what control tokens read as that stand for text (`Template.answer_tokens`).
+    """
+
+    def __init__(self, stream, stop_strings: Sequence[str], texts: Mapping[int, str] | None = None):
         self._stream = stream  # tokenizer.stream()
+        self._texts = texts or {}
         self._stops = tuple(stop_strings)
         self._held = ""  # text that may be the beginning of a stop string
         self.text = ""  # what has been emitted
@@ -42,7 +46,12 @@ class Assembler:
 
     def push(self, token_id: int) -> str:
         """Text that is certain after this token; "" while a character or a stop string may be unfinished."""
-        return "" if self.stopped else self._emit(self._stream.push(token_id), final=False)
+        if self.stopped:
+            return ""
+        if token_id in self._texts:
+            # No character goes across a control token: what is unfinished is dropped.
+            return self._emit(self._stream.flush() + self._texts[token_id], final=False)
+        return self._emit(self._stream.push(token_id), final=False)
 
     def flush(self) -> str:
         """What was held back, at the end of the answer."""
@@ -71,9 +80,11 @@ class Assembler:
         return 0
 
 
-def forbidden_ids(config: config_lib.DecoderConfig, tokenizer) -> tuple[int, ...]:
-    """Ids that are no text: control tokens (pad, bos, turn starts), the unknown token, rows beyond the vocabulary."""
-    known = range(tokenizer.vocab_size)
+def forbidden_ids(
+    config: config_lib.DecoderConfig, tokenizer, texts: Mapping[int, str]
+) -> tuple[int, ...]:
+    """Ids that are no text: control tokens but those in `texts`, the unknown token, rows beyond the vocabulary."""
+    known = [i for i in range(tokenizer.vocab_size) if i not in texts]
     control = [i for i in known if tokenizer.is_control(i) or i == tokenizer.unk_id]
     return (*control, *range(tokenizer.vocab_size, config.vocab_size))
 
@@ -94,11 +105,11 @@ class TextSampler:
         self.tokenizer, self.template, self.params = tokenizer, template, params
         self.sampling = sampling
         self.stop_strings = sampling.stop_strings
-        stop_ids = (tokenizer.eos_id,)
+        stop_ids, self._texts = (tokenizer.eos_id,), {}
         if template is not None:
             self.stop_strings = (*sampling.stop_strings, *template.stop_strings)
-            stop_ids = template.stop_ids
-        forbidden = forbidden_ids(config, tokenizer)
+            stop_ids, self._texts = template.stop_ids, dict(template.answer_tokens)
+        forbidden = forbidden_ids(config, tokenizer, self._texts)
         self._sampler = sampler_lib.Sampler(config, sampling, stop_ids, tokenizer.pad_id, forbidden)
         self.use(params)
         # Prompt and answer together; a longer prompt is refused by the commands.
@@ -110,10 +121,15 @@ class TextSampler:
         self._serving = self._sampler.serve(params)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins; without a template, of the last turn's text."""
+        """Token ids of a conversation up to where the answer begins; without a template, of the last question alone."""
         if self.template is not None:
             return render.render_prompt(messages, self.template, self.tokenizer)
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(messages[-1]["content"])]
+        question = messages[-2:] if messages[-1]["role"] == "input" else messages[-1:]
+        text = "\n\n".join(turn["content"] for turn in question)
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+
+    def _assembler(self) -> Assembler:
+        return Assembler(self.tokenizer.stream(), self.stop_strings, self._texts)
 
     def _start(self, prompts: Sequence[Sequence[int]], row_ids: Sequence[int]):
         prompts_BP, lengths_B = sampler_lib.left_pad(prompts, self.tokenizer.pad_id)
@@ -129,7 +145,7 @@ class TextSampler:
     def stream(self, prompt: Sequence[int], row: int = 0) -> Iterator[str]:
         """Pieces of one answer as they become certain. Together they are the `text` of `answer_batch`."""
         decoding = self._start([prompt], [row])
-        assembler = Assembler(self.tokenizer.stream(), self.stop_strings)
+        assembler = self._assembler()
         fed, more = 0, True
         while True:
             rollout = jax.device_get(decoding.rollout())
@@ -151,7 +167,7 @@ class TextSampler:
         extra = max(0, pad_rows - count)
         decoding = self._start([*prompts, *[prompts[0][:1]] * extra], [*row_ids, *[0] * extra])
         decoding.finish(np.arange(count + extra) >= count)
-        assemblers = [Assembler(self.tokenizer.stream(), self.stop_strings) for _ in prompts]
+        assemblers = [self._assembler() for _ in prompts]
         used = [0] * count  # tokens of each row that its assembler has read
         more = True
         while more:

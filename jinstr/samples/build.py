@@ -19,13 +19,13 @@ def passages() -> list[str]:
 def hand_written() -> list[dict]:
     """Questions and answers in the shape annotators use: ID, text, output, genre, purpose."""
     text = (FOLDER / HAND_WRITTEN).read_text("utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def conversations() -> list[dict]:
     """Conversations of several turns: ID, genre, purpose, messages."""
     text = (FOLDER / "conversations.jsonl").read_text("utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def write(folder: str | pathlib.Path, num_bytes: int = 4_000_000, seed: int = 0) -> pathlib.Path:

@@ -171,6 +171,21 @@ def load(path: str, tokenizer) -> templates.Template:
         parts=jinja.parts,
         stop_ids=stops or (tokenizer.eos_id,),
         ends_every_turn=count >= 2,
+        answer_tokens=_line_break(jinja),
+    )
+
+
+def _line_break(jinja: _Jinja) -> tuple[tuple[int, str], ...]:
+    """The control token, if any, that the template writes for a line break inside an answer."""
+    probe = [
+        {"role": "user", "content": "問い"},
+        {"role": "assistant", "content": "答え\n終わり"},
+    ]
+    parts = [p for p in jinja.parts(probe) if p.trained and (p.text or p.control >= 0)]
+    return tuple(
+        (middle.control, "\n")
+        for before, middle, after in zip(parts, parts[1:], parts[2:])
+        if before.text.endswith("答え") and middle.control >= 0 and after.text.startswith("終わり")
     )
 
 

@@ -51,6 +51,8 @@ class Template:
     ends_every_turn: bool = (
         True  # False: only the last answer of a conversation ends with a stop id
     )
+    # (id, text) of control tokens that stand for text inside answers
+    answer_tokens: tuple[tuple[int, str], ...] = ()
 
 
 def turns_of(messages: Sequence[Mapping[str, str]]) -> tuple[str, list[Turn]]:
@@ -151,9 +153,13 @@ class Lines:
                     found += broken(turn.answer, True)
             return found if turns[-1].answer is None else [*found, Part("", True, end)]
 
-        stops = () if self.newline else ("\n" + self.user,)
         return Template(
-            name=name, parts=parts, stop_ids=(end,), stop_strings=stops, ends_every_turn=False
+            name=name,
+            parts=parts,
+            stop_ids=(end,),
+            stop_strings=("\n" + self.user,),
+            ends_every_turn=False,
+            answer_tokens=((newline, "\n"),) if newline >= 0 else (),
         )
 
 

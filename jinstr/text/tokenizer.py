@@ -46,10 +46,8 @@ class Tokenizer:
         self._special = re.compile("|".join(map(re.escape, [_SPACE, *typed])))
         byte_ids = [self._ids.get(f"<0x{byte:02X}>", -1) for byte in _SPACE.encode()]
         self._space_bytes = byte_ids if min(byte_ids) >= 0 else self._model.encode(_SPACE)
-        # With a dummy prefix, "" and "a" differ by more than "a": a space is added in front, except to nothing.
-        self._adds_prefix = self._model.encode(" x") != self._model.encode("x") and (
-            self._model.encode("x", out_type=str)[0].startswith(_SPACE)
-        )
+        # With a dummy prefix a text begins with a space that nobody wrote.
+        self._adds_prefix = self._model.encode("x", out_type=str)[0].startswith(_SPACE)
         self._anchor, self._anchor_ids = self._find_anchor() if self._adds_prefix else ("", [])
 
     def _find_pad(self) -> int:

@@ -1,57 +1,17 @@
-"""Text from a real tokenizer: streams against batches, stop strings, control tokens; files of `jinstr generate`."""
+"""Text from a real tokenizer: streams against batches, stop strings, control tokens."""
 
-import dataclasses
-import json
 import types
 
 import jax
 import numpy as np
 import pytest
-import sentencepiece
 
-from jinstr import errors
-from jinstr.commands import generate as generate_lib
-from jinstr.decode import requests, sampler, text
-from jinstr.models import config as config_lib
-from jinstr.models import decoder
-from jinstr.text import tokenizer as tokenizer_lib
-
-SENTENCES = [
-    "昔々あるところに、おじいさんとおばあさんが住んでいました。",
-    "山の上に白い雲が浮かび、川では子どもたちが魚を追いかけていた。",
-    "春になると桜が咲き、町の人々は公園で花見をする。",
-    "図書館で本を借りて、静かな部屋でゆっくり読んだ。",
-] * 25
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    prefix = str(tmp_path_factory.mktemp("tokenizer") / "small")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_prefix=prefix, vocab_size=370, byte_fallback=True,
-        pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=["<|turn|>"], hard_vocab_limit=False,
-        normalization_rule_name="identity", minloglevel=2,
-    )  # fmt: skip
-    return tokenizer_lib.load(prefix + ".model")
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    """A random model with six rows more than the tokenizer has pieces: most of what it writes are byte pieces."""
-    config = config_lib.DecoderConfig(
-        vocab_size=tokenizer.vocab_size + 6,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        mlp_size=24,
-    )
-    return config, decoder.init_params(config, jax.random.key(0))
+from jinstr.decode import sampler, text
+from jinstr.text import templates
 
 
 def text_sampler(model, tokenizer, stop_ids=(), stop_strings=(), **settings):
-    template = types.SimpleNamespace(stop_ids=stop_ids, stop_strings=())
+    template = types.SimpleNamespace(stop_ids=stop_ids, stop_strings=(), answer_tokens=())
     settings = {"temperature": 1.0, "max_new_tokens": 48} | settings
     sampling = sampler.SamplingConfig(stop_strings=tuple(stop_strings), **settings)
     return text.TextSampler(*model, tokenizer, template, sampling)
@@ -105,6 +65,49 @@ def test_control_tokens_and_spare_rows_are_never_written(model, tokenizer):
     assert not {int(i) for i in np.asarray(rollout.ids).ravel()}.isdisjoint({*control, *spare})
 
 
+def test_a_line_break_token_is_written_and_read_as_a_line_break(chat_model, chat_tokenizer):
+    new_line, turn = map(chat_tokenizer.id_of, ("<NL>", "<|im_start|>"))
+    setting = sampler.SamplingConfig(temperature=20.0, max_new_tokens=100)
+    rows = range(16)
+
+    def texts_and_ids(name):
+        template = templates.load(name, chat_tokenizer)
+        s = text.TextSampler(*chat_model, chat_tokenizer, template, setting)
+        answers = s.answer_batch([[2, 300]] * len(rows), rows)
+        # One with a line break, where there is one.
+        row = max(rows, key=lambda row: new_line in answers[row].ids)
+        assert "".join(s.stream([2, 300], row)) == answers[row].text
+        return answers, {id for a in answers for id in a.ids}
+
+    answers, ids = texts_and_ids("rinna")
+    assert new_line in ids
+    for answer in answers:
+        lines = [[]]
+        for id in answer.ids:
+            lines.append([]) if id == new_line else lines[-1].append(id)
+        assert answer.text == "\n".join(map(chat_tokenizer.decode_continuation, lines))
+    # Negative controls: other control tokens stay forbidden, and <NL> where the template has no use for it.
+    assert turn not in ids
+    _, ids = texts_and_ids("rinna-bilingual")
+    assert new_line not in ids and turn not in ids
+
+
+def test_a_next_question_after_a_line_break_token_ends_the_answer(chat_tokenizer):
+    template = templates.load("rinna", chat_tokenizer)
+    new_line = chat_tokenizer.id_of("<NL>")
+    half = chat_tokenizer.encode("\u3402")[:-1]  # a character without its last byte
+    ids = [*half, new_line, *chat_tokenizer.encode_continuation("ユーザー: 次は")]
+
+    def read(stops):
+        assembler = text.Assembler(chat_tokenizer.stream(), stops, dict(template.answer_tokens))
+        pieces = [assembler.push(id) for id in chat_tokenizer.encode("はい。") + ids]
+        return "".join([*pieces, assembler.flush()])
+
+    assert read(template.stop_strings) == "はい。"
+    # Negative control: without the stop string the text goes on.
+    assert read(()) == "はい。\nユーザー: 次は"
+
+
 class Letters:
     """A stream of single characters, whose ids are code points: what an Assembler needs of a tokenizer."""
 
@@ -135,103 +138,8 @@ def test_assembler_equals_a_search_in_the_whole_text(stops):
     assert (stopped > 0) == bool(stops)
 
 
-def test_prompts_are_read_in_every_shape_and_bad_lines_are_named(tmp_path):
-    rows = [
-        {"id": "a", "prompt": "富士山の高さは?"},
-        {"instruction": "要約して", "input": "長い文"},
-        {"ID": 7, "text": "質問"},
-        {"messages": [{"role": "user", "content": "や"}, {"role": "assistant", "content": "答"}]},
-        {"id": "e", "roles": ["system", "user"], "contents": ["丁寧に", "はい?"]},
-    ]
-    path = tmp_path / "prompts.jsonl"
-    requests.write_jsonl(path, rows)
-    got = requests.read_prompts(path)
-    assert [p["id"] for p in got] == ["a", "2", "7", "4", "e"]
-    assert got[1]["contents"] == ["要約して\n長い文"] and got[3]["roles"] == ["user"]
-    for bad in ("{", "[1]", '{"x": 1}', '{"prompt": 3}', '{"id": "a", "prompt": "二度目"}'):
-        path.write_text(json.dumps(rows[0]) + "\n" + bad + "\n", encoding="utf-8")
-        with pytest.raises(errors.DataError, match="prompts.jsonl:2"):
-            requests.read_prompts(path)
-
-
-def test_answer_log_survives_a_cut_line(tmp_path):
-    log = requests.AnswerLog(tmp_path / "x.answers.jsonl")
-    log.add({"key": "k1", "text": "一\u2028行"})
-    log.add({"key": "k2", "text": "二"})
-    log.close()
-    data = log.path.read_bytes()
-    log.path.write_bytes(data[:-4])  # killed in the middle of a write
-    again = requests.AnswerLog(log.path)
-    assert list(again.answers) == ["k1"] and again.answers["k1"]["text"] == "一\u2028行"
-    again.add({"key": "k2", "text": "二"})
-    again.close()
-    assert log.path.read_bytes() == data
-
-
-def test_sheet_is_blind_and_distinct():
-    prompt = {"id": "p", "roles": ["user"], "contents": ["?"]}
-
-    def answer(model, words, temperature=0.7):
-        return {"model": model, "text": words, "temperature": temperature, "finish": "end"}
-
-    first = [answer("sft", "はい"), answer("base", "いいえ"), answer("base", "はい ", 1.0)]
-    (row,) = requests.sheet([prompt], {"p": first})
-    at = row["responses"].index("はい")
-    assert sorted(row["responses"]) == ["いいえ", "はい"]
-    assert row["models"][at] == ["base", "sft"] and row["models"][1 - at] == ["base"]
-    assert row["temperatures"][at] == [0.7, 1.0]
-    # Whoever wrote what, and in whatever order it came, raters see the same page.
-    swapped = [answer("base", "はい"), answer("sft", "いいえ")][::-1]
-    (other,) = requests.sheet([prompt], {"p": swapped})
-    assert other["responses"] == row["responses"] and other["answer_ids"] == row["answer_ids"]
-    assert other["models"] != row["models"]
-
-
-def test_generate_resumes_and_merges_models(monkeypatch, model, tokenizer, tmp_path):
-    prompts = tmp_path / "in.jsonl"
-    requests.write_jsonl(
-        prompts, [{"id": f"q{i}", "prompt": s} for i, s in enumerate(SENTENCES[:4])]
-    )
-    loaded = (*model, tokenizer, None, 5)
-    monkeypatch.setattr(
-        generate_lib.serving, "load_run", lambda *a, **k: generate_lib.serving.Run(*loaded)
-    )
-    settings = dict(
-        models="a=runs/a,b=runs/b",
-        input=str(prompts),
-        answers=2,
-        temperatures="0,1.0",
-        sampling=sampler.SamplingConfig(max_new_tokens=12),
-        batch_rows=3,
-        step=None,
-        weights="params",
-        template="",
-    )
-    whole = generate_lib.generate(output=str(tmp_path / "whole.jsonl"), **settings)
-    assert whole == {"prompts": 4, "answers": 24, "distinct": 12, "new": 24}
-    # Both names are the same model: each answer is there once, with both names.
-    rows = [
-        json.loads(line) for line in (tmp_path / "whole.jsonl").read_text("utf-8").split("\n")[:-1]
-    ]
-    assert all(m == ["a", "b"] for row in rows for m in row["models"])
-    # A log that stops in the middle of its tenth line: nothing finished is written twice, the result is the same.
-    lines = (tmp_path / "whole.jsonl.answers.jsonl").read_bytes().split(b"\n")
-    cut = tmp_path / "cut.jsonl.answers.jsonl"
-    cut.write_bytes(b"\n".join(lines[:9]) + b"\n" + lines[9][:20])
-    resumed = generate_lib.generate(output=str(tmp_path / "cut.jsonl"), **settings)
-    assert resumed["new"] == 24 - 9
-    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    # Other settings are other answers.
-    changed = settings | {"sampling": dataclasses.replace(settings["sampling"], seed=1)}
-    assert generate_lib.generate(output=str(tmp_path / "cut.jsonl"), **changed)["new"] == 24
-
-
-def test_models_and_temperatures_are_parsed_or_refused():
-    assert generate_lib.parse_models("a=r/1, r/2") == [("a", "r/1"), ("r/2", "r/2")]
-    assert generate_lib.parse_temperatures("0,0.7") == [0.0, 0.7]
-    assert generate_lib.parse_temperatures(0.7) == [0.7]
-    for wrong in ("", "a=x,a=y"):
-        with pytest.raises(errors.ConfigError):
-            generate_lib.parse_models(wrong)
-    with pytest.raises(errors.ConfigError):
-        generate_lib.parse_temperatures("warm")
+def test_a_model_without_a_template_goes_on_from_question_and_input(model, tokenizer):
+    s = text.TextSampler(*model, tokenizer, None, sampler.SamplingConfig(max_new_tokens=4))
+    turns = [{"role": "user", "content": "山"}, {"role": "input", "content": "川"}]
+    assert s.prompt_ids(turns) == [2, *tokenizer.encode("山\n\n川")]
+    assert s.prompt_ids(turns[:1]) == [2, *tokenizer.encode("山")]

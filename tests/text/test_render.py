@@ -188,6 +188,22 @@ def test_jinja_user_text_is_text(jinja_chatml, tokenizer):
         )
 
 
+def test_jinja_line_break_token_is_text_in_answers(jinja_chatml, tmp_path, tokenizer):
+    path = tmp_path / "lines.jinja"
+    body = (tmp_path / "chatml.jinja").read_text("utf-8")
+    path.write_text(
+        body.replace("message.content", "message.content | replace('\\n', '<NL>')"), "utf-8"
+    )
+    template = templates.load(str(path), tokenizer)
+    new_line = tokenizer.id_of("<NL>")
+    assert template.answer_tokens == ((new_line, "\n"),)
+    assert template.answer_tokens == templates.load("rinna", tokenizer).answer_tokens
+    messages = [{"role": "user", "content": "問"}, {"role": "assistant", "content": "一\n二"}]
+    assert new_line in render.render(messages, template, tokenizer).tokens
+    # Negative control: a template that leaves line breaks alone names no token.
+    assert jinja_chatml.answer_tokens == templates.load("chatml", tokenizer).answer_tokens == ()
+
+
 def test_jinja_runs_in_a_sandbox(tmp_path, tokenizer):
     path = tmp_path / "evil.jinja"
     path.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}", "utf-8")

@@ -1,8 +1,10 @@
 """Text to ids and back: lossless, no control token from what people type, streams without broken characters."""
 
 import pytest
+import sentencepiece
 
 from jinstr import errors
+from jinstr.samples import build
 from jinstr.text import normalise, train_tokenizer
 from jinstr.text import tokenizer as tokenizer_lib
 
@@ -98,3 +100,25 @@ def test_errors_name_the_file(tmp_path):
 def test_lone_surrogates_are_refused(tokenizer):
     with pytest.raises(errors.DataError, match="lone surrogate"):
         tokenizer.encode("a\ud800b")
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_prefix_of_a_model_that_strips_spaces(tmp_path, prefix):
+    """Older Japanese models add a space before a text and strip those that are there: " x" and "x" look alike."""
+    texts = [text for row in build.hand_written() for text in (row["text"], str(row["output"]))]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(tmp_path / "old"),
+        vocab_size=2600,
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=True,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    old = tokenizer_lib.load(str(tmp_path / "old.model"))
+    begins = old.decode_continuation(old.encode("山")).startswith(" ")
+    assert begins == prefix
+    for text in ("山", "山と川", "x"):
+        assert old.decode_continuation(old.encode_continuation(text)) == text
+        assert old.decode(old.encode(text)) == text

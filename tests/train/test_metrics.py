@@ -26,7 +26,35 @@ def test_files_are_cut_back_and_the_rest_is_kept_aside(tmp_path):
     assert steps(tmp_path / "metrics.jsonl") == [10, 20, 21]
     assert steps(tmp_path / "metrics.jsonl.after_20") == [30]
     assert steps(tmp_path / "samples.jsonl") == [10, 20]
-    json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    json.loads((tmp_path / "metrics.jsonl").read_text("utf-8").split("\n")[-2])
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_line_separators_inside_text_end_no_line(tmp_path, mark):
+    writer = metrics.MetricsWriter(tmp_path, tensorboard=False, wandb="", start_step=0)
+    for step in (10, 20):
+        writer.write_sample(step, "問い", f"一行目{mark}二行目", True, "x")
+    writer.close()
+    path = tmp_path / "samples.jsonl"
+    assert [line["answer"] for line in metrics.read_lines(path)] == [f"一行目{mark}二行目"] * 2
+    metrics.cut_back(path, 10)
+    assert steps(path) == [10] and steps(tmp_path / "samples.jsonl.after_10") == [20]
+    # Negative control: Python takes the mark for the end of a line.
+    assert len(path.read_text("utf-8").splitlines()) == 2
+
+
+def test_a_cut_line_is_never_written_on(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    whole = '{"step": 10, "answer": "はい"}\n'.encode()
+    # Killed inside a character.
+    path.write_bytes(whole + '{"step": 20, "answer": "山'.encode()[:-1])
+    assert steps(path) == [10]
+    metrics.cut_back(path, 10)
+    assert path.read_bytes() == whole and not (tmp_path / "samples.jsonl.after_10").exists()
+    # Negative control: a file without a cut line is left as it is.
+    path.write_bytes(whole.replace(b", ", b",  "))
+    metrics.cut_back(path, 10)
+    assert path.read_bytes() != whole
 
 
 def test_flops_of_a_llama_shape_by_hand():

@@ -18,6 +18,7 @@ from jinstr.text import normalise, train_tokenizer
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, os, sys
+sys.modules |= dict.fromkeys(("tensorflow", "seqio", "tensorflow_datasets"))  # cannot be imported
 from jinstr import run
 from jinstr.train import checkpoint
 

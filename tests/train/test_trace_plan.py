@@ -50,7 +50,7 @@ def test_dry_run_tells_size_memory_and_data(world, tokenizer_path, capsys, tmp_p
     words = ["pretrain", "gin_configs/model/tiny.gin", f"DATA={world}/corpus.jsonl*2"]
     words += [f"TOKENIZER={tokenizer_path}", f"RUN_DIR={tmp_path}/run", "NUM_STEPS=10"]
     assert run.main([*words, "--dry_run"]) == 0
-    text = capsys.readouterr().out
+    text = capsys.readouterr().err
     assert "parameters: " in text and "optimizer" in text
     assert "corpus: 1 files, 0.1 MB, rate 2" in text
     assert "10 steps, 81,920 places" in text
@@ -59,6 +59,6 @@ def test_dry_run_tells_size_memory_and_data(world, tokenizer_path, capsys, tmp_p
     sizes = []
     for width in (64, 128):
         run.main([*words, f"config.DecoderConfig.hidden_size={width}", "--dry_run"])
-        line = [r for r in capsys.readouterr().out.splitlines() if r.startswith("parameters")]
+        line = [r for r in capsys.readouterr().err.splitlines() if r.startswith("parameters")]
         sizes.append(int(line[0].partition(": ")[2].replace(",", "")))
     assert sizes[1] > 1.8 * sizes[0]
