@@ -28,14 +28,11 @@ def prepare(
     """
     sources = prepare_lib.expanded(dataset_lib.training_sources(data), prepare_config)
     held_out = prepare_lib.expanded(dataset_lib.held_out_sources(data), prepare_config)
-    sets = prepare_lib.ensure_prepared(
-        (*sources, *held_out),
-        tokenizer_path=tokenizer,
-        template=template,
-        config=prepare_config,
-    )
+    settings = dict(tokenizer_path=tokenizer, template=template, config=prepare_config)
+    sets = prepare_lib.ensure_prepared(sources, **settings)
+    held_out, held_out_sets = prepare_lib.ensure_held_out(held_out, **settings)
     manifests = {}
-    for source, place in zip((*sources, *held_out), sets):
+    for source, place in zip((*sources, *held_out), (*sets, *held_out_sets)):
         opened = prepared_lib.PreparedSet(place.path)
         name = f"{source.name} ({source.part})" if source.holdout else source.name
         manifests[name] = opened.manifest

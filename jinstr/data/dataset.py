@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jinstr import errors
 from jinstr.data import loader as loader_lib
-from jinstr.data import packing, prepare, prepared
+from jinstr.data import mixtures, packing, prepare, prepared
 from jinstr.data import sources as sources_lib
 
 
@@ -114,10 +114,11 @@ def load(
     sources = prepare.expanded(training_sources(config), prepare_config)
     sets = prepare.ensure_prepared(sources, **settings)
     held_out = prepare.expanded(held_out_sources(config), prepare_config)
-    held_out_sets = prepare.ensure_prepared(held_out, **settings)
+    _, held_out_sets = prepare.ensure_held_out(held_out, **settings)
     loader_config = loader_lib.LoaderConfig(
         seq_len=config.seq_len, batch_rows=rows, seed=seed, rate_unit=config.rate_unit
     )
+    sets = mixtures.with_rates(sources, sets, loader_config)
     train = loader_lib.Loader(sets, loader_config)
     loaders = {}
     for source in held_out_sets:
@@ -158,7 +159,7 @@ def table(data: Dataset) -> list[dict]:
                 "straddles": manifest["counts"]["straddles"],
                 "rows": index.num_rows,
                 "fill": index.fill,
-                "rate": source.rate,
+                "rate": place.rate,
                 "drops": manifest["drops"] | long,
                 "audit": manifest["audit"],
             }

@@ -107,7 +107,13 @@ def _file_task(name: str, path: str, limit: int) -> EvalTask:
                     "JI-EVAL-004",
                     f"{where}: the fields {', '.join(row)} are no question with its answer",
                 )
-            for number, example in enumerate(formats.FORMATS[fitting[0]].examples(row)):
+            try:
+                examples = list(formats.FORMATS[fitting[0]].examples(row))
+            except (formats.BadRow, KeyError, TypeError) as error:
+                raise errors.DataError(
+                    "JI-EVAL-007", f"{where}: {error}; correct the row or take it out"
+                ) from None
+            for number, example in enumerate(examples):
                 id = example["id"] or f"{where}/{number}"
                 questions.append(_question(row, example, where, id))
                 if len(questions) == limit:

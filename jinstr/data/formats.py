@@ -48,9 +48,9 @@ def get(row: Row, *names: str) -> str:
     raise BadRow(f"no {' or '.join(names)}")
 
 
-def id_of(row: Row) -> str:
+def id_of(row: Row, names: tuple[str, ...] = ("id", "ID", "index", "q_id", "question_id")) -> str:
     """The row's own name for itself; "" when it has none."""
-    for name in ("id", "ID", "index", "q_id", "question_id"):
+    for name in names:
         if row.get(name) not in (None, ""):
             return str(row[name])
     return ""
@@ -84,8 +84,8 @@ def _answers(row: Row, *names: str) -> list[str]:
 
 
 def _text(row: Row) -> Iterator[dict]:
-    text = get(row, "text")
-    yield {"id": id_of(row), "text": text, "group": ""}
+    # `index` counts the rows of one shard, in tables that pandas wrote: it names no document.
+    yield {"id": id_of(row, ("id", "ID")), "text": get(row, "text"), "group": ""}
 
 
 def _instruction(row: Row) -> Iterator[dict]:
@@ -217,9 +217,10 @@ def _choice(row: Row) -> Iterator[dict]:
     """JCommonsenseQA: five choices; the answer is the text of the right one. Evaluation reads `candidates`."""
     candidates = [get(row, f"choice{number}") for number in range(5)]
     question = CHOOSE.format(question=get(row, "question"), choices="、".join(candidates))
-    if row.get("label") not in range(5):
+    label = str(row.get("label")).strip()  # sheets and CSV keep numbers as text
+    if label not in ("0", "1", "2", "3", "4"):
         raise BadRow(f"label {row.get('label')!r} is not one of 0 to 4")
-    answer = candidates[row["label"]]
+    answer = candidates[int(label)]
     example = chat(row, ["user", "assistant"], [question, answer])
     yield example | {"genre": "classification", "candidates": candidates}
 

@@ -1,17 +1,15 @@
 """Sources to prepared sets, made once and found again by what went into them.
 
 A set lives in CACHE_DIR/<source name>-<key>. The key covers the bytes of the files (or code and version of a task), the
-source's settings, tokenizer, template, and the code of jinstr.text and jinstr.data; digests of files are remembered by
-size and time of change. The work is done in a child process (prepare_worker.py): TensorFlow, which tasks need, never
-enters the process that trains.
+source's settings, tokenizer, template, and the code of jinstr.text and jinstr.data (state.py). The work is done in a
+child process (prepare_worker.py): TensorFlow, which tasks need, never enters the process that trains. A held-out part
+that holds nothing is remembered by a file <source name>-<key>.empty that says why.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -23,12 +21,22 @@ import tempfile
 from collections.abc import Sequence
 
 from jinstr import errors
-from jinstr.data import prepared, readers
+from jinstr.data import prepared, state
 from jinstr.data import sources as sources_lib
+from jinstr.text import tokenizer as tokenizer_lib
 
 SHARD_BYTES = 1 << 28  # text in one shard
-# Fields of a source that do not change what a prepared set holds.
-_BESIDE = ("rate", "licence", "provenance", "commercial", "redistributable", "path", "tfds_dir")
+TEMPLATE_FILE = "template.jinja"  # in a set: the template, where it was a file
+NOTHING_LEFT = "JI-PREPARE-008"  # code of the error of a source that gives no record
+# Fields of a source that act when it is prepared, so that they cannot change a prepared set.
+_OF_PREPARING = {
+    "holdout": 0.0,
+    "exclude": "",
+    "format": "",
+    "fields": "",
+    "answers": "all",
+    "limit": 0,
+}  # and what they are when nothing is asked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,123 +56,29 @@ class PrepareConfig:
             )
 
 
-@functools.cache
-def code_digest() -> str:
-    """One digest over the source of jinstr.text and jinstr.data: other code may write other bytes."""
-    digest = hashlib.sha256()
-    package = pathlib.Path(__file__).resolve().parents[1]
-    for folder in ("text", "data"):
-        for path in sorted((package / folder).rglob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _file_digests(
-    paths: Sequence[pathlib.Path], cache_dir: pathlib.Path, verify: bool
-) -> list[str]:
-    """xxh3 of each file; files of known size and time of change are not read again."""
-    memo_path = cache_dir / "digests.json"
-    try:
-        memo = json.loads(memo_path.read_text("utf-8"))
-    except (OSError, ValueError):
-        memo = {}
-    found, new = [], {}
-    for path in paths:
-        facts = path.stat()
-        name, state = str(path.resolve()), [facts.st_size, facts.st_mtime_ns]
-        known = memo.get(name)
-        if verify or not known or known[:2] != state:
-            known = new[name] = [*state, prepared.file_digest(path)]
-        found.append(known[2])
-    if new:
-        aside = memo_path.with_name(f"digests.{os.getpid()}.tmp")
-        aside.write_text(json.dumps(memo | new), "utf-8")
-        os.replace(aside, memo_path)
-    return found
-
-
-def _source_state(source: sources_lib.SourceConfig, cache_dir: pathlib.Path, verify: bool):
-    """(JSON value that changes when the source's content may have changed, bytes of its files)."""
-    facts = {k: v for k, v in dataclasses.asdict(source).items() if k not in _BESIDE}
-    size = 0
-    if source.path:
-        paths = readers.files_of(source.path)
-        size = sum(path.stat().st_size for path in paths)
-        short = [f"{path.parent.name}/{path.name}" for path in paths]
-        facts["files"] = list(zip(short, _file_digests(paths, cache_dir, verify)))
-    if source.exclude:
-        path = pathlib.Path(source.exclude).expanduser()
-        facts["exclude"] = prepared.file_digest(path) if path.is_file() else ""
-    if source.module:
-        spec = importlib.util.find_spec(source.module)
-        if spec is None or not spec.origin:
-            raise errors.ConfigError(
-                "JI-PREPARE-002", f"no module {source.module!r} can be imported"
-            )
-        facts["module"] = prepared.file_digest(pathlib.Path(spec.origin))
-    return facts, size
-
-
-def _template_state(template: str) -> str:
-    if template.endswith(".jinja"):
-        path = pathlib.Path(template)
-        if not path.is_file():
-            raise errors.ConfigError("JI-PREPARE-003", f"TEMPLATE={template}: no such file")
-        return path.read_text("utf-8")
-    return template
-
-
 def expanded(
     sources: Sequence[sources_lib.SourceConfig], config: PrepareConfig
 ) -> tuple[sources_lib.SourceConfig, ...]:
-    """The sources with each seqio Mixture replaced by its tasks, their rates multiplied by its own.
-
-    What a task name stands for is asked of a child process, once for each state of the module.
-    """
+    """The sources with each seqio Mixture replaced by its tasks, whose rates share out its examples (mixtures.py)."""
     cache_dir = pathlib.Path(config.cache_dir).expanduser()
-    memo_path = cache_dir / "mixtures.json"
-    memo = json.loads(memo_path.read_text("utf-8")) if memo_path.is_file() else {}
     found = []
     for source in sources:
-        if not source.task:
-            found.append(source)
+        parts = state.described(source, cache_dir)["parts"] if source.task else []
+        if len(parts) < 2:
+            found += [dataclasses.replace(source, task=task) for task, _ in parts] or [source]
             continue
-        state = json.dumps([_source_state(source, cache_dir, False)[0], code_digest()], default=str)
-        key = hashlib.sha256(state.encode()).hexdigest()
-        if key not in memo:
-            request = json.dumps(dataclasses.asdict(source))
-            command = [sys.executable, "-m", "jinstr.data.tasks"]
-            done = subprocess.run(
-                command,
-                input=request,
-                capture_output=True,
-                text=True,
-                env=_environment(),
-                check=False,
+        total = sum(rate for _, rate in parts)
+        found += [
+            dataclasses.replace(
+                source,
+                task=task,
+                name=f"{source.name}.{task}",
+                rate=source.rate * rate / total,
+                mixture=source.name,
             )
-            if done.returncode:
-                raise errors.ConfigError(
-                    "JI-PREPARE-009", f"reading the task {source.task} failed: {done.stderr[-800:]}"
-                )
-            answer = json.loads(done.stdout.splitlines()[-1])
-            if problem := answer.get("error"):
-                raise getattr(errors, problem["type"])(problem["code"], problem["message"])
-            memo[key] = answer["parts"]
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            memo_path.write_text(json.dumps(memo), "utf-8")
-        total = sum(rate for _, rate in memo[key])
-        for task, rate in memo[key]:
-            name = source.name if len(memo[key]) == 1 else f"{source.name}.{task}"
-            share = source.rate if len(memo[key]) == 1 else source.rate * rate / total
-            found.append(dataclasses.replace(source, task=task, name=name, rate=share))
+            for task, rate in parts
+        ]
     return tuple(found)
-
-
-def _environment() -> dict[str, str]:
-    """What child processes see: this package, the user's folder, and no accelerator, for they only read text."""
-    package = str(pathlib.Path(__file__).resolve().parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
 
 
 def ensure_prepared(
@@ -186,9 +100,7 @@ def ensure_prepared(
     found = []
     for source in sources:
         if source.path and prepared.is_prepared(source.path):
-            found.append(
-                prepared.PreparedSource(path=source.path, name=source.name, rate=source.rate)
-            )
+            found.append(_given(source, tokenizer_path, template))
             continue
         folder = _folder(source, tokenizer_path, template, config, cache_dir)
         if not prepared.is_prepared(folder):
@@ -196,8 +108,7 @@ def ensure_prepared(
                 raise errors.ConfigError(
                     "JI-PREPARE-004",
                     f"{source.name} is not prepared, and several processes are running; run first, in one process: "
-                    f"jinstr prepare DATA={source.path or source.task or source.tfds} TOKENIZER={tokenizer_path} "
-                    f"TEMPLATE={template}",
+                    f"jinstr prepare DATA={_word(source)} TOKENIZER={tokenizer_path} TEMPLATE={template}",
                 )
             _make(source, folder, tokenizer_path, template, config)
         if config.verify_data:
@@ -206,32 +117,107 @@ def ensure_prepared(
     return tuple(found)
 
 
-def _folder(source, tokenizer_path, template, config, cache_dir) -> pathlib.Path:
-    """Where the set of a source lives: its name and the digest of all that its bytes depend on."""
+def ensure_held_out(
+    sources: Sequence[sources_lib.SourceConfig], *, config: PrepareConfig, **settings
+) -> tuple[tuple[sources_lib.SourceConfig, ...], tuple[prepared.PreparedSource, ...]]:
+    """(sources, their sets) as ensure_prepared makes them, without held-out parts that hold nothing, which it prints.
+
+    A hash may hold out none of few groups, such as one text file; the source is then trained on as a whole.
+    """
+    kept, sets = [], []
+    for source in sources:
+        empty = None
+        if source.part == "heldout" and not (source.path and prepared.is_prepared(source.path)):
+            cache_dir = pathlib.Path(config.cache_dir).expanduser()
+            folder = _folder(
+                source, settings["tokenizer_path"], settings["template"], config, cache_dir
+            )
+            empty = folder.with_name(f"{folder.name}.empty")
+        if empty is None or not empty.is_file():
+            try:
+                sets += ensure_prepared((source,), config=config, **settings)
+                kept.append(source)
+                continue
+            except errors.DataError as error:
+                if empty is None or error.code != NOTHING_LEFT:
+                    raise
+                empty.write_text(error.message, "utf-8")
+        print(
+            f"{source.name}: nothing of it is held out: of its groups (prompts, files, or GROUP_BY) HOLDOUT="
+            f"{source.holdout:g} chose none with an example to use ({empty.read_text('utf-8')}). Training goes on; to "
+            "evaluate, raise HOLDOUT or name another file: EVAL_DATA="
+        )
+    return tuple(kept), tuple(sets)
+
+
+def _word(source: sources_lib.SourceConfig) -> str:
+    """The source as DATA= names it."""
+    return source.path or source.task or f"tfds:{source.tfds}:{source.split}"
+
+
+def _given(source, tokenizer_path: str, template: str) -> prepared.PreparedSource:
+    """A prepared folder given as a source. Errors: ConfigError where the run's settings are not those of the set."""
+    asked = [name for name, usual in _OF_PREPARING.items() if getattr(source, name) != usual]
+    if asked:
+        word = f"{asked[0].upper()}={getattr(source, asked[0])}"
+        raise errors.ConfigError(
+            "JI-PREPARE-010",
+            f"{source.path} is prepared already, and {word} acts when a source is prepared; "
+            f"run jinstr prepare on its source with {word}, or give the source itself as DATA",
+        )
+    manifest = prepared.PreparedSet(source.path).manifest
+    _tokenizer_file(tokenizer_path)
+    fingerprint = tokenizer_lib.load(tokenizer_path).fingerprint
+    if manifest["tokens"]["tokenizer"] != fingerprint:
+        raise errors.ConfigError(
+            "JI-PREPARE-011",
+            f"{source.path} was prepared with another tokenizer ({manifest['tokens']['tokenizer']}) than "
+            f"{tokenizer_path} ({fingerprint}); prepare its source with TOKENIZER={tokenizer_path}, "
+            "or give the source as DATA",
+        )
+    kept = pathlib.Path(source.path) / TEMPLATE_FILE
+    made_with = kept.read_text("utf-8") if kept.is_file() else manifest["template"]
+    # A command without templates (pretrain) takes conversations as they were written.
+    if template and manifest["kind"] != "lm" and made_with != state.template_text(template):
+        raise errors.ConfigError(
+            "JI-PREPARE-012",
+            f"{source.path} was prepared with TEMPLATE={manifest['template']}, and the run has TEMPLATE={template}; "
+            "prepare its source with that, or give the source as DATA",
+        )
+    return prepared.PreparedSource(path=source.path, name=source.name, rate=source.rate)
+
+
+def _tokenizer_file(tokenizer_path: str) -> pathlib.Path:
     tokenizer = pathlib.Path(tokenizer_path)
     if not tokenizer.is_file():
         raise errors.ConfigError(
             "JI-PREPARE-005",
             f"TOKENIZER={tokenizer_path}: no such file; make one: jinstr tokenizer",
         )
+    return tokenizer
+
+
+def _folder(source, tokenizer_path, template, config, cache_dir) -> pathlib.Path:
+    """Where the set of a source lives: its name and the digest of all that its bytes depend on."""
+    tokenizer = _tokenizer_file(tokenizer_path)
     profile = tokenizer.with_suffix(".json")
-    state = {
-        "source": _source_state(source, cache_dir, config.verify_data)[0],
+    facts = {
+        "source": state.source_state(source, cache_dir, config.verify_data)[0],
         "tokenizer": prepared.file_digest(tokenizer),
         "profile": profile.read_text("utf-8") if profile.is_file() else "",
-        "template": _template_state(template),
+        "template": state.template_text(template),
         "shards": config.shards,
         "audit": config.audit,
-        "code": code_digest(),
+        "code": state.code_digest(),
     }
-    key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in source.name)[:80]
     return cache_dir / f"{name}-{key[:16]}"
 
 
 def _make(source, folder: pathlib.Path, tokenizer_path: str, template: str, config: PrepareConfig):
     """Let a child process build the set beside its place, then move it there."""
-    _, size = _source_state(source, folder.parent, False)
+    _, size = state.source_state(source, folder.parent, False)
     request = {
         "source": dataclasses.asdict(source),
         "tokenizer_path": str(pathlib.Path(tokenizer_path).resolve()),
@@ -244,9 +230,11 @@ def _make(source, folder: pathlib.Path, tokenizer_path: str, template: str, conf
     }
     aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        if template.endswith(".jinja"):
+            (aside / TEMPLATE_FILE).write_text(state.template_text(template), "utf-8")
         (aside / "request.json").write_text(json.dumps(request, ensure_ascii=False), "utf-8")
         command = [sys.executable, "-m", "jinstr.data.prepare_worker", str(aside / "request.json")]
-        status = subprocess.run(command, env=_environment(), check=False).returncode
+        status = subprocess.run(command, env=state.environment(), check=False).returncode
         problem = aside / "error.json"
         if problem.is_file():
             facts = json.loads(problem.read_text("utf-8"))

@@ -10,7 +10,9 @@ import collections
 import csv
 import datetime
 import io
+import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -22,28 +24,46 @@ class Skip(Exception):
     """A row that cannot be read; the file goes on. The message says where and why."""
 
 
-def files_of(path: str) -> list[pathlib.Path]:
-    """The files behind "file", "folder", "glob*" or several of them joined by "+", sorted within each.
+def _found(part: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """(folder that names are relative to, sorted files) of one file, folder or glob."""
+    place = pathlib.Path(part).expanduser()
+    if place.is_dir():
+        return place, sorted(p for p in place.rglob("*") if p.is_file() and p.name[0] not in "._")
+    if place.is_file():
+        return place.parent, [place]
+    fixed = itertools.takewhile(lambda word: not set(word) & set("*?["), place.parts)
+    root = pathlib.Path(place.anchor) if place.anchor else pathlib.Path()
+    pattern = str(place.relative_to(place.anchor)) if place.anchor else str(place)
+    return pathlib.Path(*fixed), sorted(p for p in root.glob(pattern) if p.is_file())
 
+
+def named_files(path: str) -> list[tuple[str, pathlib.Path]]:
+    """(name, file) of the files behind "file", "folder", "glob*" or several of them joined by "+", sorted within each.
+
+    A name is the path below the folder or the fixed part of the glob, so it does not change when all moves elsewhere;
+    where joined parts have files of one name, the folders above that tell them apart are added.
     Errors: DataError when there is none.
     """
-    found: list[pathlib.Path] = []
+    found: dict[pathlib.Path, tuple[int, pathlib.Path]] = {}  # whole path → length of name, file
     for part in path.split("+"):
-        place = pathlib.Path(part).expanduser()
-        if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.is_file() and p.name[0] not in "._")
-        elif place.is_file():
-            inside = [place]
-        else:
-            root = pathlib.Path(place.anchor) if place.anchor else pathlib.Path()
-            pattern = str(place.relative_to(place.anchor)) if place.anchor else str(place)
-            inside = sorted(p for p in root.glob(pattern) if p.is_file())
+        base, inside = _found(part)
         if not inside:
             raise errors.DataError(
                 "JI-READ-001", f"{part}: no such file or folder (from {pathlib.Path.cwd()})"
             )
-        found += inside
-    return list(dict.fromkeys(found))
+        for file in inside:
+            whole = pathlib.Path(os.path.abspath(file))
+            found.setdefault(whole, (len(file.relative_to(base).parts), file))
+    for above in itertools.count():
+        names = ["/".join(whole.parts[-above - n :]) for whole, (n, _) in found.items()]
+        if len(set(names)) == len(names):
+            return [(name, file) for name, (_, file) in zip(names, found.values())]
+    raise AssertionError("whole paths differ")
+
+
+def files_of(path: str) -> list[pathlib.Path]:
+    """The files of `named_files`."""
+    return [file for _, file in named_files(path)]
 
 
 def decode(data: bytes, path: pathlib.Path) -> str:
@@ -85,17 +105,45 @@ def kind_of(path: pathlib.Path) -> str:
         return "json" if line.strip() in (b"{", b"{ ") or b"\n" in start else "jsonl"
 
 
+def _items(path: pathlib.Path, value) -> Iterator[tuple[str, dict | Skip]]:
+    """The rows of one JSON value: its items, those under `data` (SQuAD keeps its articles there), or itself."""
+    rows = value
+    if isinstance(value, dict):
+        rows = value["data"] if isinstance(value.get("data"), list) else [value]
+    for number, row in enumerate(rows, 1):
+        yield (
+            f"{path}, item {number}",
+            row if isinstance(row, dict) else Skip("an item without fields"),
+        )
+
+
+def _is_whole(row) -> bool:
+    """Does the row hold a whole file, written on one line?"""
+    items = row.get("data") if isinstance(row, dict) else None
+    return isinstance(items, list) and bool(items) and all(isinstance(i, dict) for i in items)
+
+
+def _has_more(file: io.BufferedReader) -> bool:
+    """Does anything but white space follow? The place in the file stays."""
+    place = file.tell()
+    more = any(line.strip() for line in file)
+    file.seek(place)
+    return more
+
+
 def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        for place, (number, line) in enumerate(lines):
             where = f"{path}:{number}"
-            if not line.strip():
-                continue
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
                 yield where, Skip(f"not a line of JSON ({error})")
                 continue
+            if place == 0 and _is_whole(row) and not _has_more(file):
+                yield from _items(path, row)
+                return
             yield (
                 where,
                 row if isinstance(row, dict) else Skip(f"a {type(row).__name__}, not fields"),
@@ -107,14 +155,7 @@ def _json(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
         value = json.loads(decode(path.read_bytes(), path))
     except ValueError as error:
         raise errors.DataError("JI-READ-003", f"{path}: not JSON ({error})") from None
-    rows = value
-    if isinstance(value, dict):  # SQuAD keeps its articles under `data`
-        rows = value["data"] if isinstance(value.get("data"), list) else [value]
-    for number, row in enumerate(rows, 1):
-        yield (
-            f"{path}, item {number}",
-            row if isinstance(row, dict) else Skip("an item without fields"),
-        )
+    yield from _items(path, value)
 
 
 def _cell(value) -> str:
@@ -128,8 +169,8 @@ def _cell(value) -> str:
     return str(value)
 
 
-def _table(path: pathlib.Path, rows: Iterator, first: int) -> Iterator[tuple[str, dict | Skip]]:
-    """Rows of cells under a line of names; empty lines are passed over."""
+def _table(path: str, rows: Iterator, first: int) -> Iterator[tuple[str, dict | Skip]]:
+    """Rows of cells under a line of names; empty lines are passed over. path: with the sheet, of several."""
     names: list[str] = []
     for number, cells in enumerate(rows, first):
         cells = [_cell(cell) for cell in cells]
@@ -157,9 +198,10 @@ def _xlsx(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
 
     with path.open("rb") as file:  # openpyxl refuses names that do not end in .xlsx
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-        for sheet in book.worksheets:
-            if sheet.sheet_state == "visible":
-                yield from _table(path, sheet.iter_rows(values_only=True), 1)
+        sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+        for sheet in sheets:
+            place = f"{path}, sheet {sheet.title}" if len(sheets) > 1 else str(path)
+            yield from _table(place, sheet.iter_rows(values_only=True), 1)
 
 
 def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
@@ -167,7 +209,8 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
     csv.field_size_limit(1 << 30)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        yield from _table(path, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        yield from _table(str(path), lines, 1)
     except csv.Error as error:
         raise errors.DataError("JI-READ-005", f"{path}: {error}") from None
 
@@ -184,7 +227,7 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
 
 def _text(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
     text = decode(path.read_bytes(), path)
-    row = {"id": path.name, "text": text}
+    row = {"text": text}
     if aozora.is_aozora(text):
         facts, body = aozora.clean(text)
         row |= facts | {"text": body}

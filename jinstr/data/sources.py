@@ -10,12 +10,11 @@ import collections
 import dataclasses
 import glob
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 
-import xxhash
-
 from jinstr import errors
-from jinstr.data import formats, oasst, readers, splits
+from jinstr.data import formats, oasst, readers, selection, splits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,9 @@ class SourceConfig:
     module: str = ""  # module to import first: it registers the task
     format: str = ""  # shape of the rows; "" = told by their keys
     fields: str = ""  # columns under other names: "instruction=質問,output=回答"
-    split: str = "train"  # of a task or TFDS set
+    split: str = "train"  # of a task or TFDS set (c4/multilingual has one for each language)
     rate: float = 1.0  # share in the mixture, in the loader's rate_unit
+    mixture: str = ""  # seqio Mixture that a task came from; the rate is then a share of examples
     on_bad: str = ""  # stop | skip; "" = skip for text, stop for people's data
     answers: str = (
         "all"  # several to one question: all (weight 1/n) | rotate (one, by hash) | first
@@ -74,7 +74,8 @@ class SourceConfig:
                 f"format {self.format!r} is not one of {', '.join(formats.FORMATS)}",
             )
         if not self.name:
-            name = self.task or self.tfds.replace("/", "_")
+            parts = [self.tfds, *([self.split] if self.split != "train" else [])]
+            name = self.task or re.sub(r"[^\w.-]+", "_", "_".join(parts)).strip("_")
             if self.path:
                 places = [pathlib.Path(part) for part in self.path.split("+")]
                 words = [(p.stem if p.suffix else p.name).replace("*", "") for p in places]
@@ -95,8 +96,23 @@ MOST_BAD = 0.05  # with on_bad=skip: more than this share of bad rows stops afte
 FIRST_ROWS = 200  # rows after which MOST_BAD is looked at
 
 
+# What stands before the split: a name, perhaps with a version, as TFDS writes it (wiki40b/ja:1.3.0).
+_TFDS_NAME = re.compile(r"([^:]+(?::[0-9]+\.[0-9.*]+)?)(?::(.+))?")
+
+
+def _tfds(word: str, facts: dict) -> SourceConfig:
+    """The source of "name[:version][:split]". Errors: ConfigError."""
+    found = _TFDS_NAME.fullmatch(word)
+    if not found:
+        raise errors.ConfigError(
+            "JI-SOURCE-013",
+            f"tfds:{word}: not name[:split], such as tfds:wiki40b/ja or tfds:c4/multilingual:ja",
+        )
+    return SourceConfig(tfds=found[1], **facts, **({"split": found[2]} if found[2] else {}))
+
+
 def parse(data: str | SourceConfig | Iterable[SourceConfig], **common) -> tuple[SourceConfig, ...]:
-    """Sources from `DATA=`: "[format:]path[*rate],task,tfds:name,…", or configs given in a .gin file as they are.
+    """Sources from `DATA=`: "[format:]path[*rate],task,tfds:name[:split],…", or configs of a .gin file as they are.
 
     `common` fields are set on every source that comes from a string. Errors: ConfigError.
     """
@@ -115,7 +131,7 @@ def parse(data: str | SourceConfig | Iterable[SourceConfig], **common) -> tuple[
         word = place if star else word
         head, colon, rest = word.partition(":")
         if colon and head == "tfds":
-            found.append(SourceConfig(tfds=rest, **facts))
+            found.append(_tfds(rest, facts))
             continue
         if colon and head in formats.FORMATS:
             facts["format"], word = head, rest
@@ -181,12 +197,12 @@ def _format(source: SourceConfig, where: str, row: dict) -> str:
     )
 
 
-def _file_rows(source: SourceConfig) -> Iterator[tuple[str, str, dict | readers.Skip]]:
-    """(where, short name of the file, row with its columns renamed)."""
-    for path in readers.files_of(source.path):
-        short = f"{path.parent.name}/{path.name}"
+def _file_rows(source: SourceConfig) -> Iterator[tuple[str, str, str, dict | readers.Skip]]:
+    """(where, name of the file, where in it by that name, row with its columns renamed)."""
+    for name, path in readers.named_files(source.path):
         for where, row in readers.rows(path):
-            yield where, short, row if isinstance(row, readers.Skip) else _renamed(source, row)
+            row = row if isinstance(row, readers.Skip) else _renamed(source, row)
+            yield where, name, name + where.removeprefix(str(path)), row
 
 
 def _file_examples(source: SourceConfig, report: ReadReport) -> Iterator[dict]:
@@ -209,7 +225,7 @@ def _file_examples(source: SourceConfig, report: ReadReport) -> Iterator[dict]:
         report.dropped["bad row"] += 1
         report.bad += [shown] if len(report.bad) < SHOWN_BAD else []
 
-    for where, file, row in _file_rows(source):
+    for where, file, place, row in _file_rows(source):
         seen_rows += 1
         if seen_rows >= FIRST_ROWS and report.dropped["bad row"] > MOST_BAD * seen_rows:
             raise errors.DataError(
@@ -236,7 +252,7 @@ def _file_examples(source: SourceConfig, report: ReadReport) -> Iterator[dict]:
             bad(where, str(error), row)
             continue
         for example in examples:
-            yield _finish(source, example, row, f"{file}:{where.rpartition(':')[2]}")
+            yield _finish(source, example, row, place)
     for row in oasst.conversations(tree, report.dropped):
         for example in formats.FORMATS["messages"].examples(row):
             yield _finish(source, example, row, row["id"])
@@ -253,20 +269,6 @@ def _finish(source: SourceConfig, example: dict, row: dict, place: str) -> dict:
             )
         example["group"] = str(row[source.group_by])
     return example | {"group": example["group"] or example["id"]}
-
-
-def _distinct(examples: Iterable[dict], dropped: collections.Counter) -> Iterator[dict]:
-    """Examples with ids of their own: a text whose id came before is left out, other repeats get a number."""
-    seen: collections.Counter = collections.Counter()
-    for example in examples:
-        key = xxhash.xxh3_64_intdigest(example["id"].encode())
-        seen[key] += 1
-        if seen[key] > 1:
-            if "text" in example:
-                dropped["same id"] += 1
-                continue
-            example = example | {"id": f"{example['id']}#{seen[key]}"}
-        yield example
 
 
 def size(example: dict) -> int:
@@ -288,33 +290,6 @@ def _held_out(source: SourceConfig, again: Callable[[], Iterator[dict]]) -> Call
     return splits.greedy(sizes, source.holdout).__contains__
 
 
-def _left_out(source: SourceConfig) -> frozenset[str]:
-    if not source.exclude:
-        return frozenset()
-    path = pathlib.Path(source.exclude).expanduser()
-    if not path.is_file():
-        raise errors.DataError("JI-SOURCE-012", f"exclude: {path}: no such file")
-    lines = readers.decode(path.read_bytes(), path).splitlines()
-    return frozenset(map(formats.group_of, filter(None, lines)))
-
-
-def _chosen(source: SourceConfig, again: Callable[[], Iterator[dict]]):
-    """A function of (group, how manieth answer) → weight, 0 = leave out, by the `answers` rule."""
-    if source.answers == "first":
-        return lambda group, number: float(number == 0)
-    counts: collections.Counter = collections.Counter()
-    for example in again():
-        counts[xxhash.xxh3_64_intdigest(example["group"].encode())] += 1
-
-    def weight(group: str, number: int) -> float:
-        count = counts[xxhash.xxh3_64_intdigest(group.encode())]
-        if source.answers == "all":
-            return 1.0 / count
-        return float(int(splits.order(group)[:16], 16) % count == number)
-
-    return weight
-
-
 def read(source: SourceConfig, report: ReadReport | None = None) -> Iterator[dict]:
     """The examples of a source. `report` collects what was left out.
 
@@ -331,15 +306,14 @@ def read(source: SourceConfig, report: ReadReport | None = None) -> Iterator[dic
             raw = (
                 _finish(source, example, example, "") for example in tasks.examples(source, into)
             )
-        return _distinct(raw, into.dropped)
+        return selection.distinct(raw, into.dropped)
 
     def again() -> Iterator[dict]:
         return examples(ReadReport())
 
     is_held_out = _held_out(source, again)
-    left_out = _left_out(source)
+    left_out = selection.read_list(source.exclude)
     weight = None
-    given: collections.Counter = collections.Counter()
     count = 0
     for example in examples(report):
         group = example["group"]
@@ -357,9 +331,8 @@ def read(source: SourceConfig, report: ReadReport | None = None) -> Iterator[dic
             continue
         if "roles" in example and not {"chosen", "responses"} & set(example):
             if weight is None:
-                weight = _chosen(source, again)
-            share = weight(group, given[group])
-            given[group] += 1
+                weight = selection.weigher(source.answers, again)
+            share = weight(example)
             if not share:
                 report.dropped[f"answers={source.answers}"] += 1
                 continue

@@ -8,11 +8,14 @@ sources.read yields.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
+import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jinstr import errors
 from jinstr.data import formats
@@ -26,6 +29,7 @@ _FEATURES = {
     "prompts": {"id": 0, "roles": 1, "contents": 1, "responses": 1, "ranks": 1, "group": 0},
 }
 _SPLITS = {"train": "train", "validation": "heldout"}
+_sources: dict[str, sources_lib.SourceConfig] = {}  # what `add` made Tasks of, by their names
 
 
 def _seqio():
@@ -40,18 +44,24 @@ def _seqio():
     return seqio
 
 
+def _ranks(source: sources_lib.SourceConfig) -> dict[str, int]:
+    """Rank of each feature of a Task over files: of its kind, and the choices where its rows have such."""
+    ranks = _FEATURES[sources_lib.kind(source)]
+    first = dataclasses.replace(source, part="all", holdout=0.0, answers="first", limit=1)
+    has_choices = any("candidates" in example for example in sources_lib.read(first))
+    return ranks | ({"candidates": 1} if has_choices else {})
+
+
 def add(name: str, source: sources_lib.SourceConfig, metric_fns: Sequence = ()):
     """Register a seqio Task over files: split `train`, and `validation` with the source's held-out part.
 
     Its features are the fields of examples (formats.py), as text. metric_fns: functions of (targets, predictions), two
     lists of text, that return a dict of numbers. Returns the Task.
     """
-    import dataclasses
-
     import tensorflow as tf
 
     seqio = _seqio()
-    ranks = _FEATURES[sources_lib.kind(source)]
+    ranks = _ranks(source)
     types = {key: tf.int32 if key == "ranks" else tf.string for key in ranks}
     signature = {key: tf.TensorSpec([None] * rank, types[key]) for key, rank in ranks.items()}
 
@@ -72,6 +82,7 @@ def add(name: str, source: sources_lib.SourceConfig, metric_fns: Sequence = ()):
         )
         for key, rank in ranks.items()
     }
+    _sources[name] = source
     return seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=splits),
@@ -194,8 +205,8 @@ def _wiki40b(text: str) -> str:
     return "\n".join(lines).replace("_NEWLINE_", "\n") + "\n"
 
 
-def _tfds_rows(source: sources_lib.SourceConfig) -> Iterator[dict]:
-    """Rows of a TFDS set in the order of its files."""
+def _builder(source: sources_lib.SourceConfig):
+    """The builder of a TFDS set, downloaded where it is missing. Errors: ConfigError, also for an unknown split."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow_datasets as tfds
@@ -215,8 +226,17 @@ def _tfds_rows(source: sources_lib.SourceConfig) -> Iterator[dict]:
     if source.split.partition("[")[0] not in builder.info.splits:
         raise errors.ConfigError(
             "JI-TASK-008",
-            f"tfds:{source.tfds} has the splits {', '.join(builder.info.splits)}, not {source.split!r}",
+            f"tfds:{source.tfds} has the splits {', '.join(builder.info.splits)}, not {source.split!r}; "
+            f"say tfds:{source.tfds}:SPLIT",
         )
+    return builder
+
+
+def _tfds_rows(source: sources_lib.SourceConfig) -> Iterator[dict]:
+    """Rows of a TFDS set in the order of its files."""
+    builder = _builder(source)
+    import tensorflow_datasets as tfds
+
     is_wiki = source.tfds.startswith("wiki40b")
     for row in tfds.as_numpy(builder.as_dataset(split=source.split, shuffle_files=False)):
         row = _plain(row)
@@ -261,11 +281,68 @@ def examples(source: sources_lib.SourceConfig, report: sources_lib.ReadReport) -
     yield from _tfds_examples(source, report) if source.tfds else _task_examples(source)
 
 
+def _set_facts(builder, split: str) -> dict:
+    """What tells two states of a TFDS set apart: its place, version, and the shards of a split with their sizes."""
+    paths = builder.info.splits[split.partition("[")[0]].filepaths
+    return {
+        "data_dir": str(builder.data_dir),
+        "version": str(builder.version),
+        "shards": [[path.name, path.stat().length] for path in paths],
+    }
+
+
+def _behind(name: str) -> dict:
+    """What a Task reads: the source that `add` was given, else files or the TFDS set of its seqio source."""
+    if name in _sources:
+        return {"source": dataclasses.asdict(_sources[name]), "files": [], "set": {}}
+    seqio = _seqio()
+    task = seqio.get_mixture_or_task(name)
+    if isinstance(task.source, seqio.TfdsDataSource):
+        builder = task.source.tfds_dataset.builder
+        facts = [_set_facts(builder, split) for split in builder.info.splits]
+        shards = [shard for of_split in facts for shard in of_split["shards"]]
+        return {"source": None, "files": [], "set": facts[0] | {"shards": shards}}
+    files = [path for split in task.splits for path in task.source.list_shards(split)]
+    return {"source": None, "files": sorted({*filter(os.path.isfile, files)}), "set": {}}
+
+
+def describe(source: sources_lib.SourceConfig) -> dict:
+    """What a task, Mixture or TFDS set stands for, as JSON.
+
+    parts: [task, rate] of each part. behind: what each part reads. code: files of the modules that register it. watch:
+    files and folders without whose change the answer stays.
+    """
+    if source.tfds:
+        behind = {
+            "": {"source": None, "files": [], "set": _set_facts(_builder(source), source.split)}
+        }
+        parts, code = [("", 1.0)], []
+    else:
+        _seqio()
+        before = set(sys.modules)
+        parts = mixture(source)
+        code = _own_files(set(sys.modules) - before)
+        behind = {task: _behind(task) for task, _ in parts}
+    folders = [pathlib.Path(b["set"]["data_dir"]) for b in behind.values() if b["set"]]
+    watch = [*code, *(str(place) for folder in folders for place in (folder, folder.parent))]
+    return {"parts": parts, "behind": behind, "code": code, "watch": watch}
+
+
+def _own_files(modules: Iterable[str]) -> list[str]:
+    """Files of those modules that no package manager installed: the user's own."""
+    installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+    files = [getattr(sys.modules[name], "__file__", None) for name in modules]
+    return sorted({f for f in files if f and f.endswith(".py") and not f.startswith(installed)})
+
+
 def main() -> int:
-    """`python -m jinstr.data.tasks`: (task, rate) of a mixture as JSON, for a process without TensorFlow."""
+    """`python -m jinstr.data.tasks`: `describe` as JSON, for a process without TensorFlow."""
+    # The user's module imports this one by its name, and registers tasks there.
+    from jinstr.data import tasks
+
     source = sources_lib.SourceConfig(**json.loads(sys.stdin.read()))
     try:
-        print(json.dumps({"parts": mixture(source)}))
+        print(json.dumps(tasks.describe(source)))
     except errors.JinstrError as error:
         facts = {"type": type(error).__name__, "code": error.code, "message": error.message}
         print(json.dumps({"error": facts}))

@@ -155,6 +155,25 @@ def test_several_answers_share_a_weight(tmp_path):
     assert len(rotated) == 2 and all(e["weight"] == 1.0 for e in rotated)
 
 
+def test_dialogues_that_open_alike_are_not_answers_to_one_question(tmp_path):
+    """Weights go by the whole prompt; splits go by the first turn."""
+
+    def row(*texts):
+        turns = [{"name": ("user", "agent")[n % 2], "text": text} for n, text in enumerate(texts)]
+        return {"utterances": turns}
+
+    rows = [row("こんにちは", "はい", f"問い{n}", f"答え{n}") for n in range(4)]
+    rows += [row("こんにちは", "はい", "問い0", "別の答え")]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    every = read(path)
+    assert [e["weight"] for e in every] == [0.5, 1.0, 1.0, 1.0, 0.5]
+    assert {e["group"] for e in every} == {"こんにちは"}
+    assert len(read(path, answers="first")) == len(read(path, answers="rotate")) == 4
+    # Other groups to split by change no weight.
+    path = write_jsonl(tmp_path / "a.jsonl", [r | {"author": "甲"} for r in rows])
+    assert [e["weight"] for e in read(path, group_by="author")] == [0.5, 1.0, 1.0, 1.0, 0.5]
+
+
 def test_texts_are_told_apart_by_id_over_files(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"id": "x", "text": "一"}, {"id": "y", "text": "二"}])
     write_jsonl(tmp_path / "b.jsonl", [{"id": "y", "text": "二"}, {"id": "z", "text": "三"}])
@@ -247,6 +266,49 @@ def test_oasst_tree(tmp_path):
     assert report.dropped == {"failed translation": 1, "no answer": 1}
 
 
+def squad(*articles):
+    def question(id):
+        answers = [{"text": "答え", "answer_start": 0}]
+        return {"id": id, "question": f"問い{id}", "answers": answers}
+
+    return {
+        "version": "v1",
+        "data": [
+            {"title": a, "paragraphs": [{"context": "答えがある。", "qas": [question(a + "1")]}]}
+            for a in articles
+        ],
+    }
+
+
+@pytest.mark.parametrize("articles", [("甲", "乙"), tuple(f"長{n}" for n in range(2000))])
+def test_squad_on_one_line_is_squad_on_many(tmp_path, articles):
+    tree = squad(*articles)
+    (tmp_path / "many.json").write_text(json.dumps(tree, ensure_ascii=False, indent=1), "utf-8")
+    many = read(tmp_path / "many.json")
+    for end in ("", "\n", "\n \n"):
+        (tmp_path / "one.json").write_text(json.dumps(tree, ensure_ascii=False) + end, "utf-8")
+        assert read(tmp_path / "one.json") == many
+    assert [example["id"] for example in many] == [name + "1" for name in articles]
+    # Negative control: two such lines are rows, and rows of this shape fit no format.
+    write_jsonl(tmp_path / "two.json", [tree, tree])
+    with pytest.raises(errors.DataError, match="two.json:1: .*version, data fits no format"):
+        read(tmp_path / "two.json")
+
+
+def test_labels_of_choices_may_be_text(tmp_path):
+    row = ROWS["jcommonsenseqa"]
+    first = read(write_jsonl(tmp_path / "a.jsonl", [row]))
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    assert read(tmp_path / "a.csv") == first and first[0]["contents"][1] == "候補2"
+    assert read(write_jsonl(tmp_path / "a.jsonl", [row | {"label": 3}])) != first
+    for label in ("5", "", None, True, -1):
+        with pytest.raises(errors.DataError, match="a.jsonl:1: label .* is not one of 0 to 4"):
+            read(write_jsonl(tmp_path / "a.jsonl", [row | {"label": label}]))
+
+
 def test_real_files(shared_data):
     squad = read(shared_data / "sft" / "jaquad_train_000*.json")
     assert len(squad) == 4057 and squad[0]["roles"] == ["user", "input", "assistant"]
@@ -266,6 +328,26 @@ def test_parse():
     assert found[0].format == "jaster" and found[1].tfds == "wiki40b/ja"
     assert found[2].task == "my_task" and found[3].path == "/c/*.jsonl"
     assert all(s.holdout == 0.1 for s in found)
+
+
+def test_a_tfds_word_carries_its_split():
+    words = {
+        "wiki40b/ja": ("wiki40b/ja", "train", "wiki40b_ja", 1.0),
+        "wiki40b/ja:validation*0.5": ("wiki40b/ja", "validation", "wiki40b_ja_validation", 0.5),
+        "c4/multilingual:ja": ("c4/multilingual", "ja", "c4_multilingual_ja", 1.0),
+        "wiki40b/ja:1.3.0": ("wiki40b/ja:1.3.0", "train", "wiki40b_ja_1.3.0", 1.0),
+        "wiki40b/ja:1.*.*:test": ("wiki40b/ja:1.*.*", "test", "wiki40b_ja_1._.__test", 1.0),
+        "a:train[:10%]": ("a", "train[:10%]", "a_train_10", 1.0),
+    }
+    for word, wanted in words.items():
+        (found,) = sources.parse(f"tfds:{word}", tfds_dir="d")
+        assert (found.tfds, found.split, found.name, found.rate) == wanted, word
+        assert found.tfds_dir == "d"
+    both = sources.parse("tfds:x:ja,tfds:x:en")
+    assert [source.name for source in both] == ["x_ja", "x_en"]
+    for word in ("tfds:", "tfds::ja", "tfds:x:"):
+        with pytest.raises(errors.ConfigError, match="JI-SOURCE-013.*tfds:c4/multilingual:ja"):
+            sources.parse(word)
 
 
 def test_missing_files_are_named():

@@ -97,6 +97,133 @@ def test_tasks_yield_what_files_yield(run):
     assert found["mixed"] == [["qa", 3.0], ["talk", 1.0]] and found["metrics"] == {"mentions": 1.0}
 
 
+SHAPES = """
+    import glob
+    import json
+    import os
+    import sys
+
+    from jinstr.data import sources, tasks
+
+    utterances = [
+        {"name": ("user", "agent")[n % 2], "text": text}
+        for n, text in enumerate(["こんにちは", "はい", "問い", "答え"])
+    ]
+    answer = {"text": "猫", "answer_start": 0}
+    question = {"id": "q1", "question": "何がいる？", "answers": [answer]}
+    paragraph = {"context": "猫がいる。", "qas": [question, question | {"id": "q2", "answers": []}]}
+    choice = {"q_id": 7, "question": "どれ", "label": 2} | {f"choice{n}": f"候補{n}" for n in range(5)}
+    ROWS = {
+        "utterances": [{"id": "u", "utterances": utterances, "author": "甲"}] * 2,
+        "squad": [{"version": "1", "data": [{"title": "猫", "paragraphs": [paragraph]}]}],
+        "choices": [choice, choice | {"q_id": 8, "label": 0}],
+    }
+    os.makedirs("shapes", exist_ok=True)
+    for name, rows in ROWS.items():
+        with open(f"shapes/{name}.json", "w", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\\n" for row in rows))
+
+    real = os.environ.get("REAL_DATA", "")
+    PLACES = {"utterances": "instruction_ja.jsonl", "squad": "jaquad_train_*.json",
+              "choices": "jcommonsenseqa_train_3k.json"}
+
+    def source(name):
+        path = f"{real}/sft/{PLACES[name]}" if real else f"shapes/{name}.json"
+        return sources.SourceConfig(path=path, name=name)
+
+    for name in ROWS:
+        tasks.add(name, source(name))
+"""
+
+COMPARE = """
+    import json
+    import shapes
+    from jinstr.data import eval_tasks, sources
+
+    found = {}
+    squad = sources.SourceConfig(task="squad", module="shapes", answers="first", limit=1)
+    (other,) = sources.read(squad)
+    for name in shapes.ROWS:
+        files = list(sources.read(shapes.source(name)))
+        task = list(sources.read(sources.SourceConfig(task=name, module="shapes")))
+        found[name] = [len(files), task == files, other == files[0], sorted(files[0])]
+    (asked,) = eval_tasks.parse("choices", "shapes", 2)
+    print(json.dumps([found, asked.chooses, [q.answer for q in asked.questions]]))
+"""
+
+
+def test_tasks_of_dialogues_trees_and_choices_yield_all_that_files_yield(run):
+    found, chooses, answers = run(COMPARE, shapes=SHAPES)
+    assert [found[name][:2] for name in ("utterances", "squad", "choices")] == [
+        [2, True],
+        [1, True],
+        [2, True],
+    ]
+    # Negative control: another task's examples are not these.
+    assert [found[name][2] for name in found] == [False, True, False]
+    assert "candidates" in found["choices"][3] and "candidates" not in found["squad"][3]
+    assert chooses and answers == ["候補2", "候補0"]
+
+
+def test_tasks_of_real_files_yield_all_that_files_yield(run, shared_data, monkeypatch):
+    monkeypatch.setenv("REAL_DATA", str(shared_data))
+    found, chooses, _ = run(COMPARE, shapes=SHAPES)
+    assert all(facts[1] for facts in found.values()) and chooses
+    assert found["squad"][0] == 4057 and found["choices"][0] == 3000
+
+
+def test_sets_of_tasks_follow_the_files_and_modules_behind_them(run, tokenizer_path):
+    """Also that a second start asks no child process, and imports no TensorFlow."""
+    found = run(
+        f"""
+        import json, pathlib, sys
+        from jinstr.data import prepare, sources, state
+
+        config = prepare.PrepareConfig(cache_dir="cache", workers=1)
+        asked = []
+        ask = state._ask
+        state._ask = lambda source: (asked.append(source.task), ask(source))[1]
+        source = sources.SourceConfig(task="mine", module="my_module")
+
+        def folder():
+            places = prepare.ensure_prepared(
+                prepare.expanded([source], config),
+                tokenizer_path={tokenizer_path!r}, template="chatml", config=config,
+            )
+            return places[0].path
+
+        def write(answer):
+            row = {{"ID": "1", "text": "問い", "output": answer}}
+            pathlib.Path("rows.jsonl").write_text(json.dumps(row) + "\\n", "utf-8")
+
+        if __name__ == "__main__":
+            write("答え")
+            first, again = folder(), folder()
+            counts = [len(asked)]
+            write("別の答え")
+            rows = folder()
+            counts.append(len(asked))
+            write("答え")
+            back = folder()
+            helper = pathlib.Path("my_helper.py")
+            helper.write_text(helper.read_text("utf-8") + "VALUE = 1\\n", "utf-8")
+            code = folder()
+            counts.append(len(asked))
+            print(json.dumps([first, again, rows, back, code, counts, "tensorflow" in sys.modules]))
+        """,
+        my_module="""
+            import my_helper
+            from jinstr.data import sources, tasks
+
+            tasks.add("mine", sources.SourceConfig(path=my_helper.PATH))
+        """,
+        my_helper='PATH = "rows.jsonl"\n',
+    )
+    first, again, rows, back, code, counts, has_tensorflow = found
+    assert first == again == back and len({first, rows, code}) == 3
+    assert counts == [1, 1, 2] and not has_tensorflow
+
+
 def test_a_mixture_is_prepared_and_known_again_without_tensorflow(run, tokenizer_path):
     found = run(
         f"""
@@ -116,11 +243,16 @@ def test_a_mixture_is_prepared_and_known_again_without_tensorflow(run, tokenizer
             sys.modules["tensorflow"] = None
             again = load()
             names = [(s.name, s.rate) for s in again.sources]
-            print(json.dumps([names, list(again.train.read(0)["tokens"].shape), "seqio" in sys.modules]))
+            examples = [row["examples"] for row in dataset.table(again)]
+            epochs = [facts["epochs"] for facts in again.train.shares(1 << 14).values()]
+            drawn = [count * times for count, times in zip(examples, epochs)]
+            shape = list(again.train.read(0)["tokens"].shape)
+            print(json.dumps([names, shape, "seqio" in sys.modules, drawn[0] / drawn[1]]))
         """,
         my_tasks=MODULE,
     )
-    names, shape, has_seqio = found
+    names, shape, has_seqio, ratio = found
+    assert ratio == pytest.approx(3.0, rel=0.01)
     assert names == [["mixed.qa", 0.75], ["mixed.talk", 0.25], ["prose", 0.5]]
     assert shape == [2, 256] and not has_seqio
 
@@ -183,12 +315,30 @@ def test_tfds_sets_built_on_disk(run):
         except errors.ConfigError as error:
             problem = str(error)
         kinds = [sources.kind(sources.SourceConfig(tfds=n, tfds_dir="tfds")) for n in ("tiny_qa", "wiki40b")]
-        print(json.dumps([read("tiny_qa"), read("wiki40b"), kinds, problem]))
+
+        import pathlib
+        import shutil
+        from jinstr.data import state
+
+        asked = []
+        ask = state._ask
+        state._ask = lambda source: (asked.append(source.tfds), ask(source))[1]
+        (source,) = sources.parse("tfds:tiny_qa:train", tfds_dir="tfds")
+        keys = [state.source_state(source, pathlib.Path("cache"), False)]
+        keys.append(state.source_state(source, pathlib.Path("cache"), False))
+        shutil.rmtree("tfds/tiny_qa")
+        my_sets.ROWS.append(("海は何色ですか。", "青色です。"))
+        my_sets.TinyQa(data_dir="tfds").download_and_prepare()
+        keys.append(state.source_state(source, pathlib.Path("cache"), False))
+        keys = [json.dumps(key) for key in keys]
+        print(json.dumps([read("tiny_qa")[:2], read("wiki40b"), kinds, problem, keys, asked]))
         """,
         my_sets=BUILDER,
     )
-    qa, wiki, kinds, problem = found
-    assert sorted(example["contents"][1] for example in qa) == ["動物です。", "青色です。"]
+    qa, wiki, kinds, problem, keys, asked = found
+    assert {example["contents"][1] for example in qa} <= {"動物です。", "青色です。"}
+    assert keys[0] == keys[1] != keys[2] and asked == ["tiny_qa", "tiny_qa"]
+    assert "1.0.0" in keys[0] and "tiny_qa-train.tfrecord" in keys[0]
     assert qa[0]["roles"] == ["user", "assistant"] and qa[0]["genre"] == "open_qa"
     assert [(e["id"], e["text"]) for e in wiki] == [("Q39231", "富士山\n概要\n高い山。\n続き。\n")]
     assert kinds == ["chat", "lm"]
