@@ -1,0 +1,69 @@
+"""The product with its own gradient rule, and attention, against slow and obvious twins."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jinstr.models import attention, layers
+
+
+@pytest.mark.parametrize("size_in, size_out", [(8, 24), (24, 8), (8, 8)])
+def test_gradients_of_the_product_are_those_of_jax(size_in, size_out):
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(2, 5, size_in)), jnp.float32)
+    kernel = jnp.asarray(draw.normal(size=(size_in, size_out)), jnp.float32)
+    weight = jnp.asarray(draw.normal(size=(2, 5, size_out)), jnp.float32)
+
+    def gradients(product):
+        return jax.grad(lambda x, k: (jnp.tanh(product(x, k)) * weight).sum(), (0, 1))(x, kernel)
+
+    ours, theirs = gradients(layers.matmul), gradients(jnp.matmul)
+    for one, other in zip(ours, theirs):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    # Negative control: the gradient depends on the operands.
+    wrong = gradients(lambda x, k: layers.matmul(x, k + 0.01))
+    assert np.abs(np.asarray(wrong[1] - theirs[1])).max() > 1e-4
+
+
+def by_hand(q, k, v, segments, scale, window):
+    """Attention with a loop over rows, queries, heads and keys, in float64."""
+    B, T, N, H = q.shape
+    out = np.zeros((B, T, N, H))
+    for b in range(B):
+        for t in range(T):
+            for n in range(N):
+                kv = n // (N // k.shape[2])
+                seen = [
+                    s
+                    for s in range(t + 1)
+                    if segments[b, s] == segments[b, t] and (not window or t - s < window)
+                ]
+                scores = np.array([q[b, t, n] @ k[b, s, kv] * scale for s in seen])
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                out[b, t, n] = sum(w * v[b, s, kv] for w, s in zip(weights, seen))
+    return out
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+@pytest.mark.parametrize("window", [0, 40])
+def test_attention_is_what_the_loop_computes(implementation, window, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    draw = np.random.default_rng(1)
+    B, T, N, K, H = 2, 70, 4, 2, 8
+    q = draw.normal(size=(B, T, N, H)) * 3
+    k, v = draw.normal(size=(2, B, T, K, H))
+    segments = np.stack([np.repeat([1, 2, 0], [30, 35, 5]), np.repeat([1, 2], [1, 69])])
+    positions = np.tile(np.arange(T), (B, 1))
+    arguments = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    arguments += [jnp.asarray(x, jnp.int32) for x in (positions, positions, segments, segments)]
+
+    def attend(*arguments):
+        return attention.attend(*arguments, scale=0.3, window=window, implementation=implementation)
+
+    wanted = by_hand(q, k, v, segments, 0.3, window)
+    np.testing.assert_allclose(attend(*arguments), wanted, rtol=2e-5, atol=2e-5)
+    # Negative control: with one segment a row, much would be seen that must not be.
+    leaking = by_hand(q, k, v, np.ones_like(segments), 0.3, window)
+    assert np.abs(leaking - wanted).max() > 0.1
