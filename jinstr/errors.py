@@ -38,6 +38,12 @@ class RunInUseError(JinstrError):
     exit_code = 73
 
 
+class PreemptedError(JinstrError):
+    """A signal asked the run to stop; it saved, and the same command goes on."""
+
+    exit_code = 75
+
+
 class NonFiniteError(JinstrError):
     """Loss or gradient norm stopped being finite."""
 

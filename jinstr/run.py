@@ -23,6 +23,7 @@ from gin import config_parser
 
 import jinstr
 from jinstr import cli, errors, recipes, record, settings
+from jinstr.train import storage
 
 gin.add_config_file_search_path(str(recipes.REPOSITORY))
 # gin also looks for files inside Python packages, and fails on a folder of .gin files that is none.
@@ -70,8 +71,11 @@ def run(request: cli.Request) -> None:
     if is_training and record.process_index() == 0:
         run_dir = pathlib.Path(kwargs["run_dir"])
         texts = gin.config_str(), gin.operative_config_str()
-        for change in record.write(run_dir, resolved, *texts):
-            print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
+        with storage.lease(run_dir):
+            for change in record.write(run_dir, resolved, *texts):
+                print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
+            entry(**kwargs)
+        return
     entry(**kwargs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import flops as flops_lib
 from jinstr.train import metrics as metrics_lib
 from jinstr.train import progress as progress_lib
+from jinstr.train import stopping
 from jinstr.train import trace as trace_lib
 
 
@@ -53,9 +55,56 @@ def _finite(step: int, values: dict) -> dict[str, float]:
     return values
 
 
+def _evaluates(config: LoopConfig, step: int, num_steps: int) -> bool:
+    """Is the model evaluated after this step?"""
+    return step == num_steps or bool(config.eval_every and step % config.eval_every == 0)
+
+
+def _owed(run_dir, step: int) -> bool:
+    """Was the evaluation of a step left out, because a signal or a kill came before it?"""
+    lines = metrics_lib.read_lines(pathlib.Path(run_dir) / "metrics.jsonl")
+    return not any(
+        line["step"] == step and any(name.startswith("eval/") for name in line) for line in lines
+    )
+
+
 def _kept(state: dict) -> dict:
     """What a checkpoint holds of the state; its step is the checkpoint's number."""
     return {name: value for name, value in state.items() if name != "step"}
+
+
+class _Pending:
+    """Metrics of steps that were dispatched and not read yet; reading them writes the lines that are due."""
+
+    def __init__(self, config: LoopConfig, start_step, num_steps, meter, writer, bar, extra):
+        self._config, self._start_step, self._num_steps = config, start_step, num_steps
+        self._meter, self._writer, self._bar, self._extra = meter, writer, bar, extra
+        self._steps: list[tuple[int, dict]] = []
+        self._since = time.monotonic()
+
+    def add(self, step: int, values: dict) -> None:
+        self._steps.append((step, values))
+
+    def drain(self) -> None:
+        """Wait for the steps and count them. Errors: NonFiniteError."""
+        for step, values in self._steps:
+            values = _finite(step, values)
+            self._meter.add(values)
+            line = {
+                "train/loss": values["loss"],
+                "train/grad_norm": values["grad_norm"],
+                "train/tokens": self._meter.tokens_seen,
+            }
+            if step == self._start_step + 1:  # its time is that of compiling
+                line["train/first_step_seconds"] = time.monotonic() - self._since
+                self._writer.write(step, line | self._extra(step))
+                self._meter.start()
+            elif step % self._config.log_every == 0 or step == self._num_steps:
+                speed = self._meter.read()
+                line |= {f"train/{name}": value for name, value in speed.items()}
+                self._writer.write(step, line | self._extra(step))
+                self._bar.update(step, loss=values["loss"], **speed)
+        self._steps.clear()
 
 
 def fit(
@@ -73,6 +122,7 @@ def fit(
     writer: metrics_lib.MetricsWriter,
     run_json: Callable[[int], dict],
     meter: flops_lib.Meter,
+    signals: stopping.Signals,
     extra: Callable[[int], dict] = lambda step: {},
 ) -> dict:
     """Train from `start_step` to `num_steps` and return the last state.
@@ -80,57 +130,43 @@ def fit(
     A step is dispatched before the metrics of the last one are read, so the device never waits. `step` in files is the
     number of updates done. `evaluate(state, step)` runs every `eval_every` steps and at the end; `extra(step)` adds
     host-side values (learning rate, mixture shares) to a log line.
-    Errors: NonFiniteError when loss or gradient norm is not finite (read one step late; nothing is saved after it).
+    Errors: NonFiniteError when loss or gradient norm is not finite (read one step late; nothing is saved after it);
+    PreemptedError when a signal asked to stop, after a save.
     """
     bar = progress_lib.Progress(num_steps, start_step)
     trace = trace_lib.Trace(config.profile, run_dir)
-    pending: list[tuple[int, dict]] = []
-    first_step = time.monotonic()
-
-    def drain() -> None:
-        """Read the metrics of dispatched steps and write a line when one is due."""
-        for done, values in pending:
-            values = _finite(done, values)
-            meter.add(values)
-            line = {
-                "train/loss": values["loss"],
-                "train/grad_norm": values["grad_norm"],
-                "train/tokens": meter.tokens_seen,
-            }
-            if done == start_step + 1:  # its time is that of compiling
-                line["train/first_step_seconds"] = time.monotonic() - first_step
-                writer.write(done, line | extra(done))
-                meter.start()
-            elif done % config.log_every == 0 or done == num_steps:
-                speed = meter.read()
-                line |= {f"train/{name}": value for name, value in speed.items()}
-                writer.write(done, line | extra(done))
-                bar.update(done, loss=values["loss"], **speed)
-        pending.clear()
-
+    pending = _Pending(config, start_step, num_steps, meter, writer, bar, extra)
+    # Trained before, or ended before it was looked at.
+    owed = _evaluates(config, start_step, num_steps) and _owed(run_dir, start_step)
+    if start_step >= num_steps or (start_step and owed):
+        writer.write(start_step, evaluate(state, start_step))
     # Cut here, not by a break: nothing is read, or logged as trained on, beyond the last step.
     for step, batch in itertools.islice(batches, max(0, num_steps - start_step)):
         trace.before(step)
         state, values = step_function(state, place(batch))
-        drain()
-        pending.append((step + 1, values))
-        if step == start_step:
-            drain()
+        pending.drain()
         done = step + 1
-        if checkpointer.is_due(done) or done == num_steps:
-            drain()
+        pending.add(done, values)
+        if step == start_step:
+            pending.drain()
+        stops = bool(signals.name) and done < num_steps
+        if checkpointer.is_due(done) or done == num_steps or stops:
+            pending.drain()
             with meter.paused():
                 checkpointer.save(done, _kept(state), run_json(done))
-        if done == num_steps or (config.eval_every and done % config.eval_every == 0):
-            drain()
+        if stops:
+            checkpointer.wait()
+            raise errors.PreemptedError(
+                "JI-LOOP-004", f"{signals.name}: saved step {done}; the same command goes on there"
+            )
+        if _evaluates(config, done, num_steps):
+            pending.drain()
             with meter.paused():
                 results = evaluate(state, done)
                 writer.write(done, results)
                 bar.note(done, results)
-    drain()
+    pending.drain()
     trace.close()
     checkpointer.wait()
-    if start_step >= num_steps:  # trained before: look at it again, with today's settings
-        writer.write(start_step, evaluate(state, start_step))
     bar.close()
     return state

@@ -14,15 +14,16 @@ import pytest
 from jinstr.data import sources
 from jinstr.samples import build
 from jinstr.text import normalise, train_tokenizer
+from jinstr.train import storage
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, os, sys
 sys.modules |= dict.fromkeys(("tensorflow", "seqio", "tensorflow_datasets"))  # cannot be imported
 from jinstr import run
-from jinstr.train import checkpoint
+from jinstr.train import checkpoint, metrics
 
-dies = sys.argv[1] == "dies"
+dies, stops = sys.argv[1] == "dies", sys.argv[1] == "stops"
 save = checkpoint.Checkpointer.save
 
 def watched(self, step, arrays, run_json):
@@ -34,6 +35,14 @@ def watched(self, step, arrays, run_json):
         os._exit(9)  # the save of step 30 is in flight
 
 checkpoint.Checkpointer.save = watched
+write = metrics.MetricsWriter.write
+
+def stopped(self, step, values):
+    write(self, step, values)
+    if stops and step == 17:
+        os.kill(os.getpid(), 15)
+
+metrics.MetricsWriter.write = stopped
 sys.exit(run.main(sys.argv[2:]))
 """
 MODEL = """
@@ -61,23 +70,26 @@ def place(tmp_path_factory):
     return folder
 
 
-def start(place, dies, *words):
+EXITS = {"dies": 9, "stops": 75, "lives": 0, "refused": 73}
+
+
+def start(place, how, *words):
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
         "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
     }
-    command = [sys.executable, str(place / "script.py"), "dies" if dies else "lives", *words]
+    command = [sys.executable, str(place / "script.py"), how, *words]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=place, check=False
     )
-    assert done.returncode == (9 if dies else 0), done.stderr[-3000:]
+    assert done.returncode == EXITS[how], done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("DIGESTS")]
-    return json.loads(lines[0].partition(" ")[2]) if lines else None, done.stdout
+    return json.loads(lines[0].partition(" ")[2]) if lines else None, done.stdout + done.stderr
 
 
-def train(place, command, scan, run_dir, dies=False, seed=0):
+def train(place, command, scan, run_dir, how="lives", seed=0):
     words = ["NUM_STEPS=60", "SAVE_EVERY=10", "EVAL_EVERY=0", "BATCH_TOKENS=256", "SEQ_LEN=128"]
     words += ["LOG_EXAMPLES=True", "LOG_EVERY=1", f"CACHE_DIR={place}/cache", "TENSORBOARD=False"]
     words += [f"RUN_DIR={place}/{run_dir}", f"SEED={seed}", "EMA_DECAY=0.9", "WORKERS=1"]
@@ -87,7 +99,7 @@ def train(place, command, scan, run_dir, dies=False, seed=0):
     else:
         words += [f"INIT={place}/base", f"DATA={place}/instructions.jsonl", "SAMPLES=0"]
         words += [f"SCAN_LAYERS={scan}"]
-    digests, text = start(place, dies, command, *words)
+    digests, text = start(place, how, command, *words)
     return digests, text, place / run_dir
 
 
@@ -108,7 +120,7 @@ def check(place, command, scan):
         train(place, "pretrain", True, "base")
     name = f"{command}-{scan}"
     whole, _, undisturbed = train(place, command, scan, f"{name}-whole")
-    nothing, _, folder = train(place, command, scan, f"{name}-cut", dies=True)
+    nothing, _, folder = train(place, command, scan, f"{name}-cut", how="dies")
     assert nothing is None and not (folder / "checkpoints" / "60").exists()
     again, text, _ = train(place, command, scan, f"{name}-cut")
     assert "going on from step" in text
@@ -124,6 +136,29 @@ def test_pretraining_goes_on_bit_for_bit(place):
     other, _, _ = train(place, "pretrain", True, "other", seed=1)
     whole, _, _ = train(place, "pretrain", True, "pretrain-True-again")
     assert other["params"] != whole["params"]
+
+
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(place):
+    whole, _, undisturbed = train(place, "pretrain", True, "signal-whole")
+    nothing, text, folder = train(place, "pretrain", True, "signal-cut", how="stops")
+    assert nothing is None and "SIGTERM: saving after this step" in text
+    kept = {int(path.name) for path in (folder / "checkpoints").iterdir()}
+    assert max(kept) % 10 and max(kept) < 25, kept  # a save of its own, between those of SAVE_EVERY
+    again, text, _ = train(place, "pretrain", True, "signal-cut")
+    assert f"going on from step {max(kept)}" in text
+    assert again == whole and losses(folder) == losses(undisturbed)
+
+
+def test_a_second_process_is_refused(place):
+    folder = place / "held"
+    with storage.lease(folder):
+        words = ["pretrain", "model.gin", f"TOKENIZER={place}/t.model", "NUM_STEPS=2"]
+        words += [f"DATA={place}/corpus.jsonl", f"RUN_DIR={folder}"]
+        _, text = start(place, "refused", *words)
+    assert f"JI-RUN-002: {folder} is in use by process {os.getpid()}" in text
+    assert not (folder / "config.json").exists()
+    with storage.lease(folder):  # negative control: free again
+        pass
 
 
 @pytest.mark.slow
