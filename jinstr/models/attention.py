@@ -1,11 +1,13 @@
 """Attention over packed rows and caches.
 
-B batch, T queries, S keys, N query heads, K key/value heads, G = N // K, H head size.
+B batch, T queries, S keys, N query heads, K key/value heads, G = N // K, M = G·T, H head size.
 A query sees a key when both carry the same segment id, the key's position is not later, and, in local layers,
 fewer than `window` places back.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +30,66 @@ def attend_dense(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, scale, softcap) -> jax.Arr
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    # The heads of a group are rows beside each other, M = G·T, so that all products are plain batched ones.
+    q_BKMH = q_BTKGH.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    mask_BMS = jnp.tile(mask_BTS, (1, N // K, 1))
+    out_BKMH = _softmax_product(q_BKMH, k_BKSH, v_BKSH, mask_BMS, softcap)
+    return out_BKMH.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _batched(left, right, contract: tuple[int, int]) -> jax.Array:
+    """float32 product of [B, K, …] arrays over one axis of each; what is left keeps its order, left before right."""
+    numbers = (((contract[0],), (contract[1],)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(left, right, numbers, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _softmax_product(q_BKMH, k_BKSH, v_BKSH, mask_BMS, softcap):
+    return _softmax_product_forward(q_BKMH, k_BKSH, v_BKSH, mask_BMS, softcap)[0]
+
+
+def _softmax_product_forward(q_BKMH, k_BKSH, v_BKSH, mask_BMS, softcap):
+    scores_BKMS = _batched(q_BKMH, k_BKSH, (3, 3))
+    slope_BKMS = None
     if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-    # Divided by the sum after the product with v, in [T, H] and not in [T, S]: two passes over the scores fewer.
-    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    total_BKGT = weights.sum(-1)
-    out_BKGTH = jnp.einsum(
-        "bkgts,bskh->bkgth",
-        weights.astype(v_BSKH.dtype),
-        v_BSKH,
-        preferred_element_type=jnp.float32,
+        tanh_BKMS = jnp.tanh(scores_BKMS / softcap)
+        scores_BKMS, slope_BKMS = softcap * tanh_BKMS, 1.0 - tanh_BKMS * tanh_BKMS
+    scores_BKMS = jnp.where(mask_BMS[:, None], scores_BKMS, MASKED)
+    weights_BKMS = jnp.exp(scores_BKMS - scores_BKMS.max(-1, keepdims=True))
+    total_BKM1 = weights_BKMS.sum(-1, keepdims=True)
+    weights_BKMS = weights_BKMS.astype(v_BKSH.dtype)
+    # Divided by the sum after the product, in [M, H] and not in [M, S].
+    out_BKMH = (_batched(weights_BKMS, v_BKSH, (3, 2)) / total_BKM1).astype(v_BKSH.dtype)
+    return out_BKMH, (q_BKMH, k_BKSH, v_BKSH, weights_BKMS, total_BKM1, out_BKMH, slope_BKMS)
+
+
+def _softmax_product_backward(softcap, residuals, grad_BKMH):
+    """As autodiff would, but of two operands the narrow one is transposed in memory, never [M, S] (layers.matmul).
+
+    Holds for queries that see a key, as in training, where each sees itself.
+    """
+    q_BKMH, k_BKSH, v_BKSH, weights_BKMS, total_BKM1, out_BKMH, slope_BKMS = residuals
+    dtype = v_BKSH.dtype
+    grad_BKMH = grad_BKMH.astype(jnp.float32) / total_BKM1
+    mean_BKM1 = (grad_BKMH * out_BKMH.astype(jnp.float32)).sum(-1, keepdims=True)
+    grad_BKMH = grad_BKMH.astype(dtype)
+    grad_v_BKHS = _batched(grad_BKMH, weights_BKMS, (2, 2))
+    slope_of_scores_BKMS = weights_BKMS * (_batched(grad_BKMH, v_BKSH, (3, 3)) - mean_BKM1)
+    if slope_BKMS is not None:
+        slope_of_scores_BKMS = slope_of_scores_BKMS * slope_BKMS
+    slope_of_scores_BKMS = slope_of_scores_BKMS.astype(dtype)
+    grad_q_BKMH = _batched(slope_of_scores_BKMS, k_BKSH, (3, 2))
+    grad_k_BKHS = _batched(q_BKMH, slope_of_scores_BKMS, (2, 2))
+    return (
+        grad_q_BKMH.astype(q_BKMH.dtype),
+        grad_k_BKHS.swapaxes(2, 3).astype(dtype),
+        grad_v_BKHS.swapaxes(2, 3).astype(dtype),
+        None,
     )
-    out_BKGTH = (out_BKGTH / total_BKGT[..., None]).astype(v_BSKH.dtype)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+_softmax_product.defvjp(_softmax_product_forward, _softmax_product_backward)
 
 
 def attend(

@@ -67,3 +67,35 @@ def test_attention_is_what_the_loop_computes(implementation, window, monkeypatch
     # Negative control: with one segment a row, much would be seen that must not be.
     leaking = by_hand(q, k, v, np.ones_like(segments), 0.3, window)
     assert np.abs(leaking - wanted).max() > 0.1
+
+
+def plain(q, k, v, mask, scale, softcap):
+    """The same by einsum and softmax, for autodiff."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) * scale
+    scores = softcap * jnp.tanh(scores / softcap) if softcap else scores
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), axis=-1)
+    return jnp.einsum("bnts,bsnh->btnh", weights, v)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_gradients_of_attention_are_those_of_autodiff(softcap):
+    draw = np.random.default_rng(2)
+    B, T, S, N, K, H = 2, 12, 15, 6, 2, 8
+    q = jnp.asarray(draw.normal(size=(B, T, N, H)), jnp.float32)
+    k, v = jnp.asarray(draw.normal(size=(2, B, S, K, H)), jnp.float32)
+    mask = jnp.asarray(draw.random((B, T, S)) < 0.6).at[:, :, 0].set(True)
+    weight = jnp.asarray(draw.normal(size=(B, T, N, H)), jnp.float32)
+
+    def gradients(attend, mask=mask):
+        def value(q, k, v):
+            return (attend(q, k, v, mask, scale=0.7, softcap=softcap) * weight).sum()
+
+        return jax.grad(value, (0, 1, 2))(q, k, v)
+
+    ours, theirs = gradients(attention.attend_dense), gradients(plain)
+    for one, other in zip(ours, theirs):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+    # Negative control: another mask gives other gradients.
+    wrong = gradients(plain, mask=jnp.ones_like(mask))
+    assert all(np.abs(np.asarray(a - b)).max() > 1e-2 for a, b in zip(ours, wrong))
