@@ -121,7 +121,8 @@ def sft(
             results |= {f"eval/{task.name}/{key}": value for key, value in found.items()}
         return results
 
-    if start_step == 0:  # the model before tuning, to compare with
+    if start_step == 0:
+        print("jinstr: evaluating the model before tuning, to compare with", flush=True)
         writer.write(0, evaluate(state, 0))
     with stopping.Signals() as signals:
         state = loop.fit(

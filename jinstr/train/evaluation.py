@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+import tqdm
 
 from jinstr.data import eval_tasks
 from jinstr.decode import sampler as sampler_lib
@@ -50,7 +51,7 @@ def loss_on(
     nll = weight = 0.0
     whole = True
     parts = loader.evaluation_batches(jax.process_index(), jax.process_count())
-    for index, batch in enumerate(parts):
+    for index, batch in enumerate(tqdm.tqdm(parts, desc="held out", leave=False, disable=None)):
         if max_rows and index * loader.config.batch_rows >= max_rows:
             whole = False
             break
@@ -108,7 +109,7 @@ def answer_logprobs(
         rendered.append((ids, len(render.render_prompt(messages, template, tokenizer))))
     order = sorted(range(len(pairs)), key=lambda n: len(rendered[n][0]))
     found = np.zeros(len(pairs))
-    for at in range(0, len(order), rows):
+    for at in tqdm.tqdm(range(0, len(order), rows), desc="choices", leave=False, disable=None):
         some = order[at : at + rows]
         batch = _rows([rendered[n] for n in some], tokenizer.pad_id, rows)
         found[some] = np.asarray(_answer_logprobs(config, params, batch))[: len(some)]
@@ -160,7 +161,9 @@ class Answers:
         longest = self._sampler.longest_prompt
         prompts = [list(prompt)[-longest:] for prompt in prompts]
         rows = min(self._config.batch_rows, len(prompts))
-        found = dict(self._sampler.answer_all(prompts, range(len(prompts)), rows))
+        written = self._sampler.answer_all(prompts, range(len(prompts)), rows)
+        bar = tqdm.tqdm(written, desc="answers", total=len(prompts), leave=False, disable=None)
+        found = dict(bar)
         return [found[number] for number in range(len(prompts))]
 
     def score(self, params, task: eval_tasks.EvalTask) -> dict[str, float]:
