@@ -51,7 +51,7 @@ def test_packed_and_unpacked_losses_are_equal(losses_of, open_loader):
         wanted, found = single[0, : len(places)], packed[row, places]
         assert np.abs(wanted - found).max() < 1e-5 * max(1.0, np.abs(wanted).max())
         count += 1
-    assert count > 12
+    assert count >= 8  # two segments a row or more on average: else nothing would be packed
 
 
 def test_a_leak_would_be_seen(losses_of, open_loader):

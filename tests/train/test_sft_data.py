@@ -17,7 +17,11 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def jinstr(folder, *words):
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+    }
     code = "import sys; from jinstr import run; sys.exit(run.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
