@@ -29,7 +29,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
     "hub": ["huggingface_hub>=0.30", "safetensors>=0.5"],
     "wandb": ["wandb>=0.19"],
-    "test": ["pytest>=8.3", "ruff>=0.11"],
+    "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.11"],
 }
 
 setuptools.setup(

@@ -112,6 +112,7 @@ class Request:
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     allow_import: list[str] = dataclasses.field(default_factory=list)
     dry_run: bool = False
+    allow_faults: bool = False
     help: bool = False
 
 
@@ -128,6 +129,8 @@ def parse_arguments(argv: list[str]) -> Request:
             request.help = True
         elif word == "--dry_run":
             request.dry_run = True
+        elif word == "--allow_faults":
+            request.allow_faults = True
         elif word.startswith("--"):
             name, equals, text = word[2:].partition("=")
             if not equals:  # `--name value`, or `--name` alone for True

@@ -23,6 +23,7 @@ from gin import config_parser
 
 import jinstr
 from jinstr import cli, errors, recipes, record, settings
+from jinstr.testing import faults
 from jinstr.train import storage
 
 gin.add_config_file_search_path(str(recipes.REPOSITORY))
@@ -40,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        run(cli.parse_arguments(argv))
+        request = cli.parse_arguments(argv)
+        arm_faults(request)
+        run(request)
     except errors.JinstrError as error:
         print(f"jinstr: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
@@ -77,6 +80,17 @@ def run(request: cli.Request) -> None:
             entry(**kwargs)
         return
     entry(**kwargs)
+
+
+def arm_faults(request: cli.Request) -> None:
+    """Faults that a test asks for, if the variable and the option agree. Errors: ConfigError for a misspelt one."""
+    text = os.environ.get(faults.VARIABLE, "")
+    if not request.allow_faults:
+        return
+    try:
+        faults.enable(text)
+    except ValueError as error:
+        raise errors.ConfigError("JI-CONFIG-020", str(error)) from None
 
 
 def entry_function(command: str) -> Callable[..., Any]:

@@ -1,4 +1,8 @@
-"""Eight fake CPU devices for every test, and the place of the optional real data."""
+"""Eight fake CPU devices for every test, programs compiled in a hurry, and the place of the optional real data.
+
+LLVM's optimisations are left out: most of the suite's time was compiling models of a few thousand parameters. What users
+run, compiled as they run it, is in the children of tests/train/test_resume.py, which start without these flags.
+"""
 
 import os
 import pathlib
@@ -6,6 +10,10 @@ import pathlib
 os.environ.setdefault("XLA_FLAGS", "")
 if "host_platform_device_count" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
+if "backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += (
+        " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

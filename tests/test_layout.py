@@ -28,6 +28,7 @@ LEVELS = {
     "text": 2,
     "parallel": 1,
     "errors": 0,
+    "testing": 0,
 }
 NO_JAX = ("text", "samples")
 TENSORFLOW = ("tensorflow", "seqio", "tensorflow_datasets")

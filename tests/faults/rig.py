@@ -1,0 +1,180 @@
+"""What the rows of the fault table share: a small world to train on, runs in processes of their own, and digests.
+
+The run of reference: a model of two layers and width 64, 60 steps, a save every 5. Every run is a real process, started
+with the command line that people use; nothing is simulated inside one. A compile cache is shared, which keeps the bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jinstr.data import sources
+from jinstr.samples import build
+from jinstr.testing import faults as fault_points
+from jinstr.text import normalise, train_tokenizer
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+STEPS, SAVE_EVERY = 60, 5
+ENTRY = "import sys; from jinstr import run; sys.exit(run.main(sys.argv[1:]))"
+MODEL = """
+from __gin__ import dynamic_registration
+from jinstr.models import config
+config.DecoderConfig.hidden_size = 64
+config.DecoderConfig.num_layers = 2
+config.DecoderConfig.num_heads = 2
+config.DecoderConfig.num_kv_heads = 1
+config.DecoderConfig.head_dim = 32
+config.DecoderConfig.mlp_size = 128
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of the table. measure(rig, full) → (what was seen, did it keep the promise); full: with all repeats."""
+
+    number: str  # of the fault matrix
+    injected: str
+    promised: str
+    measure: Callable[[Rig, bool], tuple[str, bool]]
+    in_ci: bool = False  # part of the short table
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A process that ended: exit status (negative: by that signal), its output, its run directory."""
+
+    status: int
+    text: str
+    folder: pathlib.Path
+
+
+class Rig:
+    """A folder with data, tokenizer and model, and runs in it."""
+
+    def __init__(self, place: pathlib.Path):
+        self.place = place
+        if (place / "model.gin").exists():
+            return
+        build.write(place, num_bytes=60_000)
+        config = train_tokenizer.TokenizerTrainingConfig(vocab_size=2200, threads=1)
+        corpus = sources.SourceConfig(path=f"{place}/corpus.jsonl")
+        texts = [example["text"] for example in sources.read(corpus)]
+        texts += [row["text"] for row in build.hand_written()]
+        train_tokenizer.train({"a": texts}, str(place / "t"), config, normalise.NormaliseConfig())
+        (place / "model.gin").write_text(MODEL, "utf-8")
+
+    def words(self, name: str, *more: str) -> list[str]:
+        """The command line of a pretraining run called `name`; later words win."""
+        place = self.place
+        settings = dict(
+            NUM_STEPS=STEPS, SAVE_EVERY=SAVE_EVERY, EVAL_EVERY=0, BATCH_TOKENS=256, SEQ_LEN=128,
+            LOG_EXAMPLES=True, LOG_EVERY=1, TENSORBOARD=False, WORKERS=1, SAMPLES=0,
+            CACHE_DIR=f"{place}/cache", RUN_DIR=f"{place}/{name}", TOKENIZER=f"{place}/t.model",
+            DATA=f"{place}/corpus.jsonl",
+        )  # fmt: skip
+        settings |= dict(word.split("=", 1) for word in more if not word.endswith(".gin"))
+        files = [word for word in more if word.endswith(".gin")]
+        words = [f"{name}={value}" for name, value in settings.items()]
+        return ["pretrain", "model.gin", *files, *words]
+
+    def start(self, words: list[str], *, faults: str = "", prefix=(), **environment: str):
+        """Start `jinstr words…` (under `prefix`, such as strace) and return the process; its output goes to pipes."""
+        variables = os.environ | {
+            "PYTHONPATH": str(REPOSITORY),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(self.place / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        if faults:
+            variables[fault_points.VARIABLE] = faults
+            words = [*words, "--allow_faults"]
+        return subprocess.Popen(
+            [*prefix, sys.executable, "-c", ENTRY, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=variables | environment,
+            cwd=self.place,
+        )
+
+    def train(self, name: str, *more: str, faults: str = "", prefix=(), **environment) -> Ended:
+        """Run a pretraining command to its end."""
+        process = self.start(
+            self.words(name, *more), faults=faults, prefix=prefix, **environment
+        )
+        text, _ = process.communicate()
+        return Ended(process.returncode, text, self.place / name)
+
+    @functools.cached_property
+    def reference(self) -> Ended:
+        """The undisturbed run that others are held against."""
+        ended = self.train("reference")
+        assert ended.status == 0, ended.text[-3000:]
+        return ended
+
+    @functools.cached_property
+    def reference_facts(self) -> dict:
+        return facts(self.reference.folder)
+
+    def is_reference(self, folder: pathlib.Path) -> bool:
+        """Does a finished run hold the bits, losses and example log of the undisturbed one?"""
+        return facts(folder) == self.reference_facts
+
+
+def steps_of(folder: pathlib.Path) -> list[int]:
+    """Steps with a manifest, ascending."""
+    found = (folder / "checkpoints").glob("*/manifest.json")
+    return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+
+
+def lines(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def array_digests(folder: pathlib.Path, step: int) -> dict[str, str]:
+    """sha256 of every array of a checkpoint, as Orbax restores it without a target."""
+    state = folder / "checkpoints" / str(step) / "state"
+    found = {}
+    for item in sorted(path.name for path in state.iterdir() if path.is_dir()):
+        tree = ocp.StandardCheckpointer().restore(state / item)
+        for path, leaf in jax_leaves(tree):
+            value = np.ascontiguousarray(np.asarray(leaf))
+            found[f"{item}{path}"] = hashlib.sha256(
+                f"{value.dtype} {value.shape}".encode() + value.tobytes()
+            ).hexdigest()
+    return found
+
+
+def jax_leaves(tree):
+    import jax
+
+    return [
+        (jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def facts(folder: pathlib.Path) -> dict:
+    """All that must be equal: the last arrays, the loss of every step, the ids of every batch."""
+    losses = {
+        line["step"]: line["train/loss"]
+        for line in lines(folder / "metrics.jsonl")
+        if "train/loss" in line
+    }
+    return {
+        "arrays": array_digests(folder, STEPS),
+        "losses": losses,
+        "examples": lines(folder / "examples.jsonl"),
+    }
