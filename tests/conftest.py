@@ -1,7 +1,7 @@
 """Eight fake CPU devices for every test, programs compiled in a hurry, and the place of the optional real data.
 
-LLVM's optimisations are left out: most of the suite's time was compiling models of a few thousand parameters. What users
-run, compiled as they run it, is in the children of tests/train/test_resume.py, which start without these flags.
+LLVM's optimisations are left out: most of the suite's time was compiling models of a few thousand parameters. What
+users run, compiled as they run it, is in the children of tests/train/test_resume.py, which start without these flags.
 """
 
 import os

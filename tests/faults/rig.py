@@ -111,9 +111,7 @@ class Rig:
 
     def train(self, name: str, *more: str, faults: str = "", prefix=(), **environment) -> Ended:
         """Run a pretraining command to its end."""
-        process = self.start(
-            self.words(name, *more), faults=faults, prefix=prefix, **environment
-        )
+        process = self.start(self.words(name, *more), faults=faults, prefix=prefix, **environment)
         text, _ = process.communicate()
         return Ended(process.returncode, text, self.place / name)
 
