@@ -48,3 +48,15 @@ class NonFiniteError(JinstrError):
     """Loss or gradient norm stopped being finite."""
 
     exit_code = 70
+
+
+class PeerError(JinstrError):
+    """A device or process is lost, or no longer computes what the others do."""
+
+    exit_code = 76
+
+
+class MachineError(JinstrError):
+    """The machine ran out of memory or of file handles."""
+
+    exit_code = 71

@@ -14,7 +14,7 @@ from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import checkpoint as checkpoint_lib
-from jinstr.train import evaluation, flops, loop, serving, startup, stopping, summary
+from jinstr.train import evaluation, flops, loop, replicas, serving, startup, summary
 from jinstr.train import metrics as metrics_lib
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
@@ -108,32 +108,32 @@ def pretrain(
                 writer.write_sample(step, text, answer.text, answer.finish != "length", "pretrain")
         return results
 
-    with stopping.Signals() as signals:
-        state = loop.fit(
-            run_dir=run_dir,
-            config=loop_config,
-            state=state,
-            step_function=step_function,
-            batches=metrics_lib.examples_logged(
-                data_set.train, start_step, run_dir, loop_config.log_examples
-            ),
-            place=lambda batch: state_lib.place_batch(batch, devices, rules),
-            start_step=start_step,
-            num_steps=num_steps,
-            evaluate=evaluate,
-            checkpointer=checkpointer,
-            writer=writer,
-            run_json=lambda step: {
-                "data": {"fingerprint": data_set.train.fingerprint, "step": step},
-                "meter": meter.totals(),
-            },
-            meter=meter,
-            signals=signals,
-            extra=lambda step: (
-                {"train/learning_rate": float(rate(step - 1))}
-                | dataset_lib.share_metrics(data_set.train, step)
-            ),
-        )
+    state = loop.fit(
+        run_dir=run_dir,
+        config=loop_config,
+        state=state,
+        step_function=step_function,
+        batches=metrics_lib.examples_logged(
+            data_set.train, start_step, run_dir, loop_config.log_examples
+        ),
+        place=lambda batch: state_lib.place_batch(batch, devices, rules),
+        start_step=start_step,
+        num_steps=num_steps,
+        evaluate=evaluate,
+        check_replicas=replicas.make_check(abstract["params"], devices),
+        checkpointer=checkpointer,
+        writer=writer,
+        run_json=lambda step: {
+            "data": {"fingerprint": data_set.train.fingerprint, "step": step},
+            "meter": meter.totals(),
+        },
+        meter=meter,
+        examples=data_set.train.example_ids,
+        extra=lambda step: (
+            {"train/learning_rate": float(rate(step - 1))}
+            | dataset_lib.share_metrics(data_set.train, step)
+        ),
+    )
     checkpointer.close()
     writer.close()
     return summary.write(

@@ -39,8 +39,8 @@ def encode_lm(source: str, example: Mapping, tokenizer) -> Encoded:
     if not example["text"].strip():
         return Encoded(records=[], drop="empty")
     begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.bos_id >= 0 else []
-    ids = np.array([*begin, *tokenizer.encode(example["text"]), tokenizer.eos_id], np.int32)
-    parts = records.chunks(ids)
+    ids = np.concatenate([begin, tokenizer.encode_array(example["text"]), [tokenizer.eos_id]])
+    parts = records.chunks(ids.astype(np.int32))
     return Encoded(
         records=[
             records.Lm(src=source, id=example["id"], part=part, tokens=tokens)

@@ -12,9 +12,9 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
-import os
 import pathlib
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 
 import msgpack
@@ -62,7 +62,7 @@ class _Encoder:
         self.dtype = records.token_dtype(self.tokenizer.vocab_size)
 
     def _spill(self, shard: int):
-        return open(f"{self.job.folder}/spill-{shard:05d}-{os.getpid()}", "ab")
+        return open(f"{self.job.folder}/spill-{shard:05d}-{threading.get_native_id()}", "ab")
 
     def run(self, examples: list[dict]) -> collections.Counter:
         """Encode a batch, append its records to the spill files, return counts."""
@@ -134,7 +134,7 @@ def _batches(examples: Iterable[dict]) -> Iterator[list[dict]]:
 def _encode_all(
     examples: Iterable[dict], job: Job, workers: int, start: str
 ) -> collections.Counter:
-    """Encode every example, in this process or in `workers` processes, with a progress bar."""
+    """Encode every example, in this process or in `workers` threads or processes, with a progress bar."""
     tqdm.tqdm.monitor_interval = 0  # no thread of its own: this process may fork
     total: collections.Counter = collections.Counter()
     bar = tqdm.tqdm(desc=f"prepare {job.source}", unit="B", unit_scale=True, mininterval=0.5)
@@ -144,20 +144,26 @@ def _encode_all(
         bar.update(counts["utf8_bytes"])
 
     with bar:
+        encoder = _Encoder(
+            job
+        )  # also where processes are forked: what it imports is then in every child
         if workers == 1:
-            encoder = _Encoder(job)
             for batch in _batches(examples):
                 done(encoder.run(batch))
             return total
-        if start == "fork":
-            _Encoder(job)  # what it imports is then there in every child
-        context = multiprocessing.get_context(start)
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,))
+        if (
+            job.kind == "lm"
+        ):  # SentencePiece lets other threads run, and little else is done to a text
+            pool, run = concurrent.futures.ThreadPoolExecutor(workers), encoder.run
+        else:  # rendering and its audit are Python
+            context = multiprocessing.get_context(start)
+            pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,))
+            run = _run
         with pool:
             waiting: set[concurrent.futures.Future] = set()
             try:
                 for batch in _batches(examples):
-                    waiting.add(pool.submit(_run, batch))
+                    waiting.add(pool.submit(run, batch))
                     if len(waiting) >= AHEAD * workers:
                         ready, waiting = concurrent.futures.wait(
                             waiting, return_when=concurrent.futures.FIRST_COMPLETED

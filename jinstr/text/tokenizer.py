@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import sentencepiece
 import xxhash
 
@@ -97,6 +98,10 @@ class Tokenizer:
         """Ids of a text that begins a document. Errors: DataError for text that is not valid Unicode."""
         return self._encode(text, self._raw)
 
+    def encode_array(self, text: str) -> np.ndarray:
+        """As `encode`, i32 [n]. Makes no Python integers and lets other threads run: for long texts."""
+        return np.asarray(self._encode(text, self._raw_array), np.int32)
+
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of a text that stands in mid-document."""
         return self._encode(text, self._raw_continuation)
@@ -134,6 +139,9 @@ class Tokenizer:
 
     def _raw(self, text: str) -> list[int]:
         return self._model.encode(text)
+
+    def _raw_array(self, text: str) -> np.ndarray:
+        return self._model.encode(text, return_type="numpy")
 
     def _raw_continuation(self, text: str) -> list[int]:
         return self._model.encode(self._anchor + text)[len(self._anchor_ids) :] if text else []

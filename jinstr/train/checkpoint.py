@@ -2,26 +2,36 @@
 
 RUN_DIR/checkpoints/<step>/state/<item>/   Orbax arrays, one item for each of params, opt_state, rng, …
                            run.json        step and whatever the command adds
-                           manifest.json   size and xxh3-128 of every file, shapes and types of every array; written
-                                           aside, fsynced and renamed last
+                           manifest.json   size and xxh3-128 of every file, shapes and types of every array, and whether
+                                           all parameters were finite; written last
+                    <step>.saving/         a save in flight; renamed to <step> as the last act, so that a kill at any
+                                           moment leaves the step whole or not there
+                    <step>.deleting/       a step that retention removes: out of the way first, then deleted
+                    <step>.corrupt/        a step that did not verify when a run went on from an older one
 Orbax verifies no array bytes on restore, so the digests are ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
+import os
 import pathlib
 import shutil
 import sys
 import threading
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import xxhash
 
 from jinstr import errors
+from jinstr.testing import faults
 from jinstr.train import storage
 
 FORMAT = 1
@@ -35,6 +45,13 @@ class CheckpointConfig:
     keep: int = 2  # newest verified checkpoints kept, at least 2
     resume: str = "auto"  # auto: continue if possible | must: fail if there is nothing | never: a new directory
     async_save: bool = True  # write in the background while training goes on
+    on_save_error: str = (
+        "stop"  # stop | continue: train on, and try again when the next save is due
+    )
+    allow_rollback: bool = False  # go on from an older step although the newest two are damaged
+    grace_seconds: float = (
+        0.0  # time between SIGTERM and the kill; a save that takes longer is left out; 0 = enough
+    )
 
     def __post_init__(self):
         if self.resume not in ("auto", "must", "never"):
@@ -43,6 +60,10 @@ class CheckpointConfig:
             )
         if self.keep < 2:
             raise errors.ConfigError("JI-CKPT-002", f"keep={self.keep}; at least 2 are kept")
+        if self.on_save_error not in ("stop", "continue"):
+            raise errors.ConfigError(
+                "JI-CKPT-009", f"on_save_error={self.on_save_error!r}; allowed: stop, continue"
+            )
 
 
 def _leaves(tree) -> dict[str, dict]:
@@ -58,15 +79,25 @@ def _item(tree):
     return {"value": tree} if jax.tree_util.all_leaves([tree]) else tree
 
 
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+    """bool[]: is every number of every array finite?"""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return functools.reduce(jnp.logical_and, [jnp.isfinite(leaf).all() for leaf in leaves])
+
+
 class Checkpointer:
     """Saves and restores the steps of one run directory. One process writes the commit record."""
 
     def __init__(self, run_dir, config: CheckpointConfig):
-        self.folder = pathlib.Path(run_dir).absolute() / "checkpoints"
+        self.run_dir = pathlib.Path(run_dir).absolute()
+        self.folder = self.run_dir / "checkpoints"
         self.config = config
+        self.save_seconds = 0.0  # of the last save, from its call to its commit
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._commit: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._failed_step: int | None = None
 
     def is_due(self, step: int) -> bool:
         return step % self.config.every_steps == 0
@@ -78,79 +109,131 @@ class Checkpointer:
         """
         self.wait()
         target = self.folder / str(step)
-        if target.exists():  # a broken or aborted attempt: a verified one is never saved again
+        if target.exists():
             if self._problem(step) is None:
                 return
-            shutil.rmtree(target)
-        target.mkdir(parents=True)
-        arguments = {name: ocp.args.StandardSave(_item(tree)) for name, tree in arrays.items()}
-        self._orbax.save(target / "state", args=ocp.args.Composite(**arguments))
-        shapes = {name: _leaves(tree) for name, tree in arrays.items()}
+            self._set_aside(step)
+        before = time.monotonic()
+        aside = self._aside(step)
+        finite = _all_finite(arrays["params"]) if "params" in arrays else True
+        try:
+            faults.point("save_start", step)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            arguments = {name: ocp.args.StandardSave(_item(tree)) for name, tree in arrays.items()}
+            self._orbax.save(aside / "state", args=ocp.args.Composite(**arguments))
+            faults.point("save_copied", step)
+        except OSError as error:
+            self._failure, self._failed_step = error, step
+            self.check()
+            return
+        facts = {"arrays": {name: _leaves(tree) for name, tree in arrays.items()}}
+        facts["finite"] = bool(finite)
         self._commit = threading.Thread(
-            target=self._finish, args=(step, shapes, run_json), name=f"commit-{step}"
+            target=self._finish, args=(step, facts, run_json, before), name=f"commit-{step}"
         )
         self._commit.start()
         if not self.config.async_save:
             self.wait()
 
-    def _finish(self, step: int, shapes: dict, run_json: dict) -> None:
+    def _aside(self, step: int) -> pathlib.Path:
+        return self.folder / f"{step}.saving"
+
+    def _finish(self, step: int, facts: dict, run_json: dict, began: float) -> None:
         try:
             self._orbax.wait_until_finished()
-            target = self.folder / str(step)
-            storage.write_json(target / "run.json", {"step": step} | run_json)
+            faults.point("save_written", step)
+            aside = self._aside(step)
+            storage.write_json(aside / "run.json", {"step": step} | run_json)
             files = {}
-            for path in sorted(p for p in target.rglob("*") if p.is_file()):
+            for number, path in enumerate(sorted(p for p in aside.rglob("*") if p.is_file())):
+                faults.point(f"save_file_{number}", step)
                 storage.sync(path)
-                name = path.relative_to(target).as_posix()
+                name = path.relative_to(aside).as_posix()
                 files[name] = {"bytes": path.stat().st_size, "xxh3_128": storage.digest(path)}
-            manifest = {"format": FORMAT, "step": step, "files": files, "arrays": shapes}
-            storage.write_json(target / "manifest.json", manifest)
+            for path in aside.rglob("*"):
+                if path.is_dir():
+                    storage.sync(path)
+            manifest = {"format": FORMAT, "step": step, "files": files} | facts
+            faults.point("save_manifest", step)
+            storage.write_json(aside / "manifest.json", manifest)
+            faults.point("save_rename", step)
+            storage.check_lease(self.run_dir)  # somebody may have taken the directory meanwhile
+            os.rename(aside, self.folder / str(step))
             storage.sync(self.folder)
+            faults.point("save_committed", step)
             self._retain()
-        except BaseException as error:  # surfaces in `wait`, on the caller's thread
-            self._failure = error
+            self.save_seconds = time.monotonic() - began
+        except BaseException as error:  # surfaces in `check` and `wait`, on the caller's thread
+            self._failure, self._failed_step = error, step
 
     def _retain(self) -> None:
-        """Delete all but the newest `keep` steps. Steps without a manifest do not count and stay."""
-        committed = [
-            step for step in self._steps() if (self.folder / str(step) / "manifest.json").exists()
-        ]
-        for step in committed[: -self.config.keep]:
-            (
-                self.folder / str(step) / "manifest.json"
-            ).unlink()  # first: a half-deleted step is no step
-            shutil.rmtree(self.folder / str(step))
+        """Delete all but the newest `keep` sound steps; what is damaged or not finite does not count, and stays."""
+        sound = [step for step in self._steps() if self._manifest(step).get("finite", True)]
+        for step in sound[: -self.config.keep]:
+            gone = self.folder / f"{step}.deleting"
+            shutil.rmtree(gone, ignore_errors=True)
+            os.rename(self.folder / str(step), gone)  # a half-deleted step is no step
+            faults.point("retain_renamed", step)
+            shutil.rmtree(gone)
+
+    def check(self) -> None:
+        """Look, without waiting, whether a save failed. Errors: StorageError, unless on_save_error is "continue"."""
+        if self._commit is not None and self._commit.is_alive() or self._failure is None:
+            return
+        failure, self._failure = self._failure, None
+        shutil.rmtree(self._aside(self._failed_step), ignore_errors=True)  # room for the next one
+        if isinstance(failure, errors.JinstrError):
+            raise failure
+        message = (
+            f"saving step {self._failed_step} under {self.folder} failed: {failure!r}; "
+            f"the newest sound step there is {self._newest()}"
+        )
+        if self.config.on_save_error == "stop":
+            raise errors.StorageError("JI-CKPT-003", message) from failure
+        storage.incident(self.run_dir, self._failed_step, "save failed", message)
+
+    def _newest(self) -> int | None:
+        return next((step for step in reversed(self._steps()) if not self._problem(step)), None)
 
     def wait(self) -> None:
         """Block until the last save is committed. Errors: StorageError when it failed."""
         if self._commit is not None:
             self._commit.join()
             self._commit = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise errors.StorageError(
-                "JI-CKPT-003",
-                f"saving under {self.folder} failed: {failure!r}; nothing was committed",
-            ) from failure
+        self.check()
 
     def close(self) -> None:
         self.wait()
         self._orbax.close()
 
     def _steps(self) -> list[int]:
+        """The steps that are there under their own name, ascending."""
         if not self.folder.exists():
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
 
+    def _manifest(self, step: int) -> dict:
+        try:
+            return json.loads((self.folder / str(step) / "manifest.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {"finite": False}
+
     def _problem(self, step: int) -> str | None:
-        """Why a step cannot be used, or None when it verifies."""
+        """Why a step cannot be used, or None when it verifies.
+
+        Errors: StorageError when a newer version of jinstr wrote it.
+        """
         target = self.folder / str(step)
-        if not (target / "manifest.json").exists():
-            return "no manifest.json: the save did not finish"
         try:
             manifest = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                return f"format {manifest['format']} is not known to this version"
+            if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
+                raise errors.StorageError(
+                    "JI-CKPT-010",
+                    f"{target} has format {manifest['format']}, this jinstr knows up to {FORMAT}; install a newer one",
+                )
+            if manifest["format"] != FORMAT or manifest["step"] != step:
+                return f"manifest.json is of format {manifest['format']}, step {manifest['step']}"
             for name, facts in manifest["files"].items():
                 path = target / name
                 if not path.exists():
@@ -159,7 +242,13 @@ class Checkpointer:
                     return f"{name} has {path.stat().st_size} bytes, {facts['bytes']} were written"
                 if storage.digest(path) != facts["xxh3_128"]:
                     return f"{name} has another digest than when it was written"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not manifest["files"] or not manifest["arrays"]:
+                return "manifest.json names no files"
+            if not manifest.get("finite", True):
+                return "its parameters are not all finite"
+        except FileNotFoundError:
+            return "manifest.json is missing"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"manifest.json cannot be read: {error!r}"
         return None
 
@@ -175,32 +264,58 @@ class Checkpointer:
             )
         return None
 
+    def _set_aside(self, step: int) -> None:
+        """Rename a damaged step, which is evidence, to <step>.corrupt."""
+        place = self.folder / f"{step}.corrupt"
+        for number in itertools.count(2):
+            if not place.exists():
+                break
+            place = self.folder / f"{step}.corrupt{number}"
+        os.rename(self.folder / str(step), place)
+
     def start_step(self) -> int:
         """Step to continue from under the `resume` rule; 0 = a fresh run.
 
-        Errors: StorageError when the rule forbids what is there: a used directory is never started afresh.
+        Newer steps that do not verify are renamed <step>.corrupt and noted; what a killed process left half written or
+        half deleted is removed. Errors: StorageError when the rule forbids what is there: a used directory is never
+        started afresh, and it stays untouched then.
         """
-        used = bool(self._steps())
-        if self.config.resume == "never" and used:
+        steps = self._steps()
+        if self.config.resume == "never" and steps:
             raise errors.StorageError(
                 "JI-CKPT-004",
                 f"RESUME=never, but {self.folder} holds checkpoints; choose another RUN_DIR",
             )
-        latest = self.latest_verified() if used else None
-        if latest is None and self._committed_once():
-            raise errors.StorageError(
-                "JI-CKPT-005",
-                f"no checkpoint under {self.folder} verifies; restore a backup or choose another RUN_DIR",
-            )
-        if latest is None and self.config.resume == "must":
+        if not steps and self.config.resume == "must":
             raise errors.StorageError(
                 "JI-CKPT-006", f"RESUME=must, but {self.folder} holds no checkpoint"
             )
-        return latest or 0
-
-    def _committed_once(self) -> bool:
-        """Was any step here ever committed? (An aborted first save does not count.)"""
-        return any((self.folder / str(step) / "manifest.json").exists() for step in self._steps())
+        damaged = []
+        for step in reversed(steps):
+            if (problem := self._problem(step)) is None:
+                break
+            damaged.append((step, problem))
+        shown = "; ".join(f"step {step}: {problem}" for step, problem in damaged)
+        if steps and len(damaged) == len(steps):
+            raise errors.StorageError(
+                "JI-CKPT-005",
+                f"no checkpoint under {self.folder} verifies ({shown}); restore a backup or choose another RUN_DIR",
+            )
+        if len(damaged) > 1 and not self.config.allow_rollback:
+            raise errors.StorageError(
+                "JI-CKPT-011",
+                f"the newest {len(damaged)} checkpoints under {self.folder} do not verify ({shown}): look at the disk; "
+                f"to go on from step {steps[-1 - len(damaged)]}, ALLOW_ROLLBACK=True",
+            )
+        for step, problem in damaged:
+            self._set_aside(step)
+            storage.incident(
+                self.run_dir, step, "damaged checkpoint", f"{self.folder / str(step)}: {problem}"
+            )
+        if self.folder.exists():
+            for left in [*self.folder.glob("*.saving"), *self.folder.glob("*.deleting")]:
+                shutil.rmtree(left)
+        return steps[-1 - len(damaged)] if steps else 0
 
     def read_run_json(self, step: int) -> dict:
         return json.loads((self.folder / str(step) / "run.json").read_text(encoding="utf-8"))

@@ -19,8 +19,10 @@ from jinstr.decode import sampler as sampler_lib
 from jinstr.decode import text as text_lib
 from jinstr.losses import lm
 from jinstr.models import decoder
+from jinstr.testing import faults
 from jinstr.text import render
 from jinstr.train import state as state_lib
+from jinstr.train import stopping, watchdog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,13 @@ class EvaluationConfig:
     batch_rows: int = 16  # questions scored or answered at a time
 
 
+def _going_on() -> None:
+    """Between two parts of an evaluation: it makes progress, and here it may be left."""
+    watchdog.alive()
+    faults.point("evaluate_part")
+    stopping.check()
+
+
 def loss_on(
     evaluator: Callable, params: dict, loader, mesh, rules, max_rows: int = 0
 ) -> dict[str, float]:
@@ -52,6 +61,7 @@ def loss_on(
     whole = True
     parts = loader.evaluation_batches(jax.process_index(), jax.process_count())
     for index, batch in enumerate(tqdm.tqdm(parts, desc="held out", leave=False, disable=None)):
+        _going_on()
         if max_rows and index * loader.config.batch_rows >= max_rows:
             whole = False
             break
@@ -110,6 +120,7 @@ def answer_logprobs(
     order = sorted(range(len(pairs)), key=lambda n: len(rendered[n][0]))
     found = np.zeros(len(pairs))
     for at in tqdm.tqdm(range(0, len(order), rows), desc="choices", leave=False, disable=None):
+        _going_on()
         some = order[at : at + rows]
         batch = _rows([rendered[n] for n in some], tokenizer.pad_id, rows)
         found[some] = np.asarray(_answer_logprobs(config, params, batch))[: len(some)]
@@ -162,8 +173,12 @@ class Answers:
         prompts = [list(prompt)[-longest:] for prompt in prompts]
         rows = min(self._config.batch_rows, len(prompts))
         written = self._sampler.answer_all(prompts, range(len(prompts)), rows)
-        bar = tqdm.tqdm(written, desc="answers", total=len(prompts), leave=False, disable=None)
-        found = dict(bar)
+        found = {}
+        for number, answer in tqdm.tqdm(
+            written, desc="answers", total=len(prompts), leave=False, disable=None
+        ):
+            _going_on()
+            found[number] = answer
         return [found[number] for number in range(len(prompts))]
 
     def score(self, params, task: eval_tasks.EvalTask) -> dict[str, float]:

@@ -18,6 +18,7 @@ from jinstr.losses import lm
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.testing import faults
 from jinstr.train import optimizer as optimizer_lib
 
 
@@ -153,6 +154,41 @@ def compiler_options() -> dict[str, str]:
     return options
 
 
+def advance_if_finite(advance: Callable, loss, grad_norm, state: dict, grads: dict) -> dict:
+    """`advance(state, grads)` where loss and gradient norm are finite, else the state as it was.
+
+    Decided on the device, before the update, and not by a multiplication: 0 · NaN is NaN. Both are sums over the whole
+    batch, so every device decides alike.
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    return jax.lax.cond(finite, advance, lambda state, grads: state, state, grads)
+
+
+def _with_faults(step, nll, grads):
+    """Loss and gradients with the faults that a test has armed for some steps (jinstr.testing.faults)."""
+    if bad := faults.planned("nan_gradient"):  # in one number of one array
+        leaves, tree = jax.tree.flatten(grads)
+        broken = jnp.isin(step, jnp.array(bad))
+        place = (0,) * leaves[0].ndim
+        leaves[0] = leaves[0].at[place].set(jnp.where(broken, jnp.nan, leaves[0][place]))
+        grads = jax.tree.unflatten(tree, leaves)
+    if bad := faults.planned("infinite_loss"):
+        nll = jnp.where(jnp.isin(step, jnp.array(bad)), jnp.inf, nll)
+    if bad := faults.planned("spike"):
+        factor = jnp.where(jnp.isin(step, jnp.array(bad)), 1000.0, 1.0)
+        grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    return nll, grads
+
+
+def _poisoned(state: dict) -> dict:
+    """The state with parameters that a test has made non-finite behind the check's back."""
+    if not (bad := faults.planned("nan_parameter")):
+        return state
+    broken = jnp.isin(state["step"], jnp.array(bad))
+    params = jax.tree.map(lambda p: jnp.where(broken, jnp.nan, p), state["params"])
+    return state | {"params": params}
+
+
 def make_step(
     model: config_lib.DecoderConfig,
     optimizer: optimizer_lib.OptimizerConfig,
@@ -165,7 +201,8 @@ def make_step(
     """Jitted (state, batch) → (state, metrics); the state is donated.
 
     The gradient is that of sum(weight · nll) / sum(weight) over the whole global batch: with `microbatches` > 1 the
-    sums are accumulated first and divided once, so uneven numbers of trained tokens do not matter.
+    sums are accumulated first and divided once, so uneven numbers of trained tokens do not matter. A step whose loss or
+    gradient norm is not finite changes nothing but `step`.
     metrics: loss, grad_norm, weight (sum of weights), tokens (non-padding places), square (sum of segment len²).
     """
     gradient = jax.value_and_grad(
@@ -188,22 +225,29 @@ def make_step(
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add, zero, parts)[0]
 
-    def step(state, batch):
-        nll, grads = accumulate(state["params"], batch)
-        weight = jnp.maximum(batch["loss_weights"].sum(), 1e-8)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+    def advance(state, grads):
         updates, opt_state = transform.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        new = state | {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
+        new = state | {"params": params, "opt_state": opt_state}
         if "ema" in state:
             keep = optimizer.ema_decay
             new["ema"] = jax.tree.map(
                 lambda old, now: keep * old + (1 - keep) * now, state["ema"], params
             )
+        return new
+
+    def step(state, batch):
+        nll, grads = accumulate(state["params"], batch)
+        weight = jnp.maximum(batch["loss_weights"].sum(), 1e-8)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        nll, grads = _with_faults(state["step"] + 1, nll, grads)
+        loss, grad_norm = nll / weight, optax.tree.norm(grads)
+        new = advance_if_finite(advance, loss, grad_norm, state, grads)
+        new = _poisoned(new | {"step": state["step"] + 1})
         real = batch["segment_ids"] > 0
         metrics = {
-            "loss": nll / weight,
-            "grad_norm": optax.tree.norm(grads),
+            "loss": loss,
+            "grad_norm": grad_norm,
             "weight": weight,
             "tokens": real.sum().astype(jnp.float32),
             # The sum over a segment of (2·position + 1) is its length squared.

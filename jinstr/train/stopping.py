@@ -1,42 +1,118 @@
-"""SIGTERM and SIGINT ask a run to save and end; a second one ends it at once.
+"""Signals ask a run to save and end; a second one ends it at once.
 
-Schedulers send SIGTERM some time before they kill; a person presses Ctrl-C. The handler only sets a flag, which the
-loop reads after every step: arrays are whole there.
+Schedulers send SIGTERM some time before they kill; a person presses Ctrl-C; a lost terminal sends SIGHUP. What happens
+depends on the phase that the run is in:
+
+    start     nothing is trained yet: the run ends where it stands (PreemptedError)
+    compile   as start, but Python cannot run while XLA compiles, so a thread ends the process (75)
+    step      the loop looks after every step, where arrays are whole: it saves, then ends with 75
+    save      the save is finished, then as after a step
+    evaluate  the evaluation is left (`check`), the step saved; the run that goes on makes the evaluation up
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
+import socket
+import threading
+from collections.abc import Iterator
 
 from jinstr import errors
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PATIENCE = 0.5  # seconds that the main thread has to notice a signal before a compilation is cut
+
+
+class Asked(Exception):
+    """Raised by `check` in the middle of an evaluation that a signal asked to leave."""
 
 
 class Signals:
-    """While entered, `name` is the signal that asked to stop, or "" while none has."""
+    """While entered, `name` is the signal that asked to stop, or "" while none has. One at a time in a process."""
 
     def __init__(self):
         self.name = ""
+        self.phase = "start"
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
+        global _current
+        _current = self
         for number in SIGNALS:
+            before = signal.getsignal(number)
+            if number == signal.SIGHUP and before == signal.SIG_IGN:  # nohup
+                continue
             self._before[number] = signal.signal(number, self._ask)
+        # The C handler writes the number here at once, also while the main thread is inside XLA.
+        self._reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        self._writer = writer
+        self._wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
+        global _current
+        _current = None
+        signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._writer.close()  # ends the thread
+
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """A stretch of the run in another phase."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    def _listen(self) -> None:
+        """In a thread of its own: what cannot wait until the main thread runs Python again."""
+        asked = 0
+        with self._reader:
+            while data := self._reader.recv(1):
+                if data[0] not in self._before:
+                    continue
+                asked += 1
+                if asked > 1:
+                    os._exit(errors.PreemptedError.exit_code)
+                if self.phase == "compile":
+                    threading.Timer(_PATIENCE, self._cut).start()
+
+    def _cut(self) -> None:
+        if self.phase == "compile":
+            _tell("ended while compiling; no step was trained since the start, so nothing is lost")
+            os._exit(errors.PreemptedError.exit_code)
 
     def _ask(self, number: int, frame) -> None:
-        if self.name:
-            os._exit(errors.PreemptedError.exit_code)
-        self.name = signal.Signals(number).name
-        # Not print: a handler may stand in the middle of another print.
-        os.write(
-            sys.__stderr__.fileno(),
-            f"\njinstr: {self.name}: saving after this step; once more ends at once\n".encode(),
-        )
+        name = signal.Signals(number).name
+        if self.phase == "start":
+            raise errors.PreemptedError(
+                "JI-LOOP-005", f"{name} before the first step: nothing was trained, nothing is lost"
+            )
+        if not self.name:
+            self.name = name
+            _tell(f"{name}: saving and ending; once more ends at once")
+
+
+_current: Signals | None = None
+
+
+def _tell(text: str) -> None:
+    # Not print: a handler may stand in the middle of another print.
+    os.write(2, f"\njinstr: {text}\n".encode())
+
+
+def current() -> Signals:
+    """The signals of the run in this process. Outside a run: ones that never ask."""
+    return _current or Signals()
+
+
+def check() -> None:
+    """A place in an evaluation where it may be left. Errors: Asked when a signal came."""
+    if _current and _current.name and _current.phase == "evaluate":
+        raise Asked
