@@ -158,8 +158,8 @@ class _Pending:
         if self._refused >= self._config.max_nonfinite:
             raise errors.NonFiniteError(
                 "JI-LOOP-002",
-                f"step {step}: {found}, the last of {self._refused} such steps in a row; lower LEARNING_RATE, or look at "
-                f"the batches, whose ids stand in incidents.jsonl: jinstr replay RUN_DIR={self._run_dir} STEP={step}",
+                f"step {step}: {found}, the last of {self._refused} such steps in a row; lower LEARNING_RATE, or look "
+                f"at the batches, named in incidents.jsonl: jinstr replay RUN_DIR={self._run_dir} STEP={step}",
             )
 
 
