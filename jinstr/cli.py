@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jinstr import errors, settings
@@ -60,12 +61,20 @@ STAGES = (
         "運用",
         (
             Command("quickstart", "the whole chain on built-in data", "内蔵データで全工程を試す"),
+            Command("resume", "go on with a run as it was recorded", "記録どおりに学習を続ける"),
             Command("bench", "measure training, decoding, loading", "速度を測る"),
             Command("config", "list settings and their defaults", "設定項目と既定値の一覧"),
         ),
     ),
 )
 COMMANDS = {command.name: command for stage in STAGES for command in stage.commands}
+
+
+def entry_function(command: str) -> Callable[..., Any]:
+    """The function `command` of jinstr/commands/<command>.py, imported only now."""
+    module = importlib.import_module(f"jinstr.commands.{command.replace('-', '_')}")
+    return getattr(module, command.replace("-", "_"))
+
 
 USAGE = """\
 usage: jinstr <command> [recipe.gin ...] [NAME=value ...] [options]

@@ -8,7 +8,6 @@ unknown, unused, missing or of a wrong type ends here with exit status 78.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import json
 import os
@@ -58,7 +57,7 @@ def run(request: cli.Request) -> None:
     if request.help:
         print(cli.settings_of(request.command, recipes.help_rows(request, parse_file)))
         return
-    entry = entry_function(request.command)
+    entry = cli.entry_function(request.command)
     kwargs = resolve(request, entry)
     resolved = record.of(request.command, jinstr.__version__, kwargs)
     is_training = request.command in [command.name for command in cli.TRAINING.commands]
@@ -91,12 +90,6 @@ def arm_faults(request: cli.Request) -> None:
         faults.enable(text)
     except ValueError as error:
         raise errors.ConfigError("JI-CONFIG-020", str(error)) from None
-
-
-def entry_function(command: str) -> Callable[..., Any]:
-    """The function `command` of jinstr/commands/<command>.py, imported only now."""
-    module = importlib.import_module(f"jinstr.commands.{command.replace('-', '_')}")
-    return getattr(module, command.replace("-", "_"))
 
 
 def parse_file(path: pathlib.Path, builder: recipes.Scan) -> Iterator[recipes.Line]:

@@ -27,6 +27,7 @@ NEEDED = {
     "generate": ["MODELS=b", "INPUT=p.jsonl", "OUTPUT=o.jsonl"],
     "chat": ["RUN_DIR=r"],
     "quickstart": [],
+    "resume": ["RUN_DIR=r"],
     "bench": ["gin_configs/model/bench_256.gin"],
     "config": [],
 }
