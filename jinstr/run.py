@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,10 +101,15 @@ def parse_file(path: pathlib.Path, builder: recipes.Scan) -> Iterator[recipes.Li
         except SyntaxError as error:
             message = f"{recipes.short(path)}:{error.lineno}: {error.msg}: {error.text or ''}"
             raise errors.ConfigError("JI-CONFIG-001", message) from None
+        except (ValueError, tokenize.TokenError, RecursionError) as error:
+            message = f"{recipes.short(path)} is not a gin file: {error}"
+            raise errors.ConfigError("JI-CONFIG-001", message) from None
     for statement in statements:
         number = statement.location.line_num
         if isinstance(statement, config_parser.ImportStatement):
-            yield recipes.Line("import", statement.module, number)
+            is_renamed = statement.is_from or statement.alias
+            name = statement.bound_name() if is_renamed else ""
+            yield recipes.Line("import", statement.module, number, name)
         elif isinstance(statement, config_parser.IncludeStatement):
             yield recipes.Line("include", statement.filename, number)
         elif isinstance(statement, config_parser.BindingStatement):
@@ -122,16 +128,18 @@ def resolve(request: cli.Request, entry: Callable[..., Any]) -> dict[str, Any]:
     try:
         gin.parse_config_files_and_bindings(files, bindings)
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError) as error:
-        raise _translated(error) from None
+        raise _translated(error, scan) from None
     except (RuntimeError, SyntaxError, TypeError, ValueError) as error:
-        raise _translated(error) from None
+        raise _translated(error, scan) from None
     check_bindings(entry, scan)
     try:
         kwargs = gin.get_bindings(entry)
     except errors.JinstrError as error:  # from a __post_init__; gin appends its call chain
         raise errors.ConfigError(error.code, error.message) from None
     except (TypeError, ValueError) as error:
-        raise _translated(error) from None
+        raise _translated(error, scan) from None
+    for line in [*request.overridden, *scan.overridden()]:
+        print(f"jinstr: {line}", file=sys.stderr)
     return kwargs
 
 
@@ -154,8 +162,10 @@ def check_bindings(entry: Callable[..., Any], scan: recipes.Scan) -> None:
     for key, values in config.items():
         for spelled in (_spelled(key, name) for name in values):
             if spelled not in read:
-                near = settings.did_you_mean(spelled, read)
                 where = _where(scan, *key, spelled.rpartition(".")[2])
+                scope, _, plain = spelled.rpartition("/")
+                known = [*(name for name in read if "/" in name), plain] if scope else read
+                near = settings.did_you_mean(spelled, known)
                 message = f"{where}: {spelled} is set but nothing uses it{near}"
                 raise errors.ConfigError("JI-CONFIG-011", message)
 
@@ -209,6 +219,8 @@ def _settled(value: Any, config: dict, scan: recipes.Scan, where: str) -> Any:
     """
     if isinstance(value, tuple | list):
         return type(value)(_settled(item, config, scan, where) for item in value)
+    if isinstance(value, dict):
+        return dict(_settled(list(value.items()), config, scan, where))
     _, _, value = _traced(value, config, scan)
     if not isinstance(value, gin.config.ConfigurableReference):
         return value
@@ -236,16 +248,28 @@ def _where(scan: recipes.Scan, scope: str, selector: str, name: str) -> str:
     return recipes.COMMAND_LINE
 
 
-def _translated(error: Exception) -> errors.ConfigError:
+def _translated(error: Exception, scan: recipes.Scan) -> errors.ConfigError:
     """One of gin's errors as ours, with file:line and the nearest name."""
-    text = str(error)
-    message, _, chain = text.partition("\n")
+    message, _, chain = str(error).partition("\n")
+    message = message.rstrip(".")
     place = re.search(r'file "(.*)", line (\d+)', chain)
-    where = f"{recipes.short(pathlib.Path(place[1]))}:{place[2]}: " if place else ""
+    where = f"{recipes.short(pathlib.Path(place[1]))}:{place[2]}" if place else recipes.COMMAND_LINE
     near = ""
-    if parameter := re.search(r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message):
-        target = gin.get_configurable(parameter[1])
-        near = settings.did_you_mean(parameter[2], settings.types_of(target))
-    elif attribute := re.search(r"<module '([\w.]+)'.* has no attribute (\w+)", message):
-        near = settings.did_you_mean(attribute[2], vars(sys.modules[attribute[1]]))
-    return errors.ConfigError("JI-CONFIG-014", f"{where}{message}{near}")
+    if found := re.search(r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message):
+        known = settings.types_of(gin.get_configurable(found[1]))
+        message = f"{found[1]} has no setting {found[2]}"
+        near = settings.did_you_mean(found[2], known)
+    elif found := re.search(r"<module '([\w.]+)'.* has no attribute (\w+)", message):
+        message = f"{found[1]} has no {found[2]}"
+        near = settings.did_you_mean(found[2], vars(sys.modules[found[1]]))
+    elif found := re.search(r"'(\w+)' was not provided by an import", message):
+        message = f"{found[1]} is not imported above it in this file"
+        if found[1] in scan.modules:
+            near = f"; import {scan.modules[found[1]]} first"
+        else:
+            near = settings.did_you_mean(found[1], scan.modules)
+    elif found := re.search(r"No configurable matching '([\w.]+)'", message):
+        message = f"{found[1]} is not known"
+        known = [name.rpartition(".")[0] for name, s in scan.statements.items() if s.path]
+        near = settings.did_you_mean(found[1], known)
+    return errors.ConfigError("JI-CONFIG-014", f"{where}: {message}{near}")
