@@ -218,5 +218,11 @@ def test_overview_lists_all_commands(capsys):
 
 
 def test_config_search(capsys):
-    assert run.main(["config", "SEARCH=lr"]) == 0
-    assert "learning_rate" in capsys.readouterr().out
+    assert run.main(["config", "--search", "lr"]) == 0
+    text = capsys.readouterr().out
+    assert "jinstr sft  (gin_configs/run/sft.gin)\n  LEARNING_RATE: float = 2e-4  # peak\n" in text
+    assert "optimizer.OptimizerConfig  (jinstr/train/optimizer.py)\n  learning_rate: float" in text
+    # Negative control: what there is none of.
+    assert run.main(["config", "--search", "lerning_rate"]) == 0
+    nothing = capsys.readouterr().out
+    assert nothing == '0 settings with "lerning_rate"; did you mean learning_rate?\n'
