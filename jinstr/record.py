@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jinstr
-from jinstr import cli, errors, settings
+from jinstr import cli, errors, redact, settings
 
 RANK_VARIABLES = (
     "JINSTR_PROCESS_ID",
@@ -27,15 +27,17 @@ RANK_VARIABLES = (
     "PMI_RANK",
     "TPU_WORKER_ID",
 )
+AGAIN = "start the run's command again instead, with its .gin files and settings"
 
 
 def of(command: str, version: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The content of config.json."""
+    """The content of config.json. Secrets are left out; their digest, from which they could be guessed, too."""
+    shown = redact.tree(as_json(kwargs))
     return {
         "command": command,
         "version": version,
-        "digest": digest(kwargs),
-        "settings": as_json(kwargs),
+        "digest": digest(shown),
+        "settings": shown,
     }
 
 
@@ -132,7 +134,7 @@ def read(run_dir: pathlib.Path, *, module: str = "") -> tuple[str, dict[str, Any
     The types come from the function's signature: the file names no class and no function. A module of the user's own
     is Python code, so one that the file names is accepted only when the caller names it too (`module`).
     Errors: ConfigError that says which field is unknown, missing or of a wrong type, or that the file is not there,
-    was changed by hand, or was written by another version.
+    was changed by hand, was written by another version, or lacks a secret.
     """
     path = pathlib.Path(run_dir) / "config.json"
     found = _checked(path)
@@ -145,20 +147,25 @@ def read(run_dir: pathlib.Path, *, module: str = "") -> tuple[str, dict[str, Any
                 "JI-RECORD-006",
                 f"{path}: {where} = {name!r} is Python code that would be run; if you trust it, add MODULE={name}",
             )
+    for name, value in flat(found["settings"]).items():
+        if redact.MARK in str(value):
+            raise errors.ConfigError(
+                "JI-RECORD-007",
+                f"{path}: settings.{name} held a secret, which was not written down; {AGAIN}",
+            )
     return found["command"], kwargs
 
 
 def _checked(path: pathlib.Path) -> dict[str, Any]:
     """The content of config.json. Errors: ConfigError unless it is whole, of this version and a training command's."""
-    again = "start the run's command again instead, with its .gin files and settings"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = "not there" if isinstance(error, FileNotFoundError) else f"not readable ({error})"
-        raise errors.ConfigError("JI-RECORD-001", f"{path} is {reason}; {again}") from None
+        raise errors.ConfigError("JI-RECORD-001", f"{path} is {reason}; {AGAIN}") from None
     wanted = {"command": str, "version": str, "digest": str, "settings": dict}
     if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != wanted:
-        message = f"{path} is not an object of {', '.join(wanted)}; {again}"
+        message = f"{path} is not an object of {', '.join(wanted)}; {AGAIN}"
         raise errors.ConfigError("JI-RECORD-002", message)
     known = [command.name for command in cli.TRAINING.commands]
     if found["command"] not in known:
@@ -167,12 +174,12 @@ def _checked(path: pathlib.Path) -> dict[str, Any]:
     if found["version"] != jinstr.__version__:
         raise errors.ConfigError(
             "JI-RECORD-003",
-            f"{path} was written by jinstr {found['version']}, this is {jinstr.__version__}; {again}",
+            f"{path} was written by jinstr {found['version']}, this is {jinstr.__version__}; {AGAIN}",
         )
     if (now := digest(found["settings"])) != found["digest"]:
         raise errors.ConfigError(
             "JI-RECORD-004",
-            f"{path}: the settings were changed: their digest is {now}, not {found['digest']}; {again}",
+            f"{path}: the settings were changed: their digest is {now}, not {found['digest']}; {AGAIN}",
         )
     return found
 

@@ -22,7 +22,7 @@ import gin
 from gin import config_parser
 
 import jinstr
-from jinstr import cli, errors, recipes, record, settings
+from jinstr import cli, errors, recipes, record, redact, settings
 from jinstr.testing import faults
 from jinstr.train import storage
 
@@ -40,12 +40,16 @@ def main(argv: list[str] | None = None) -> int:
     # A user's own module (tasks, metrics) is found where they stand; last, so it shadows nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    return redact.guard(lambda: _main(argv))
+
+
+def _main(argv: list[str]) -> int:
     try:
         request = cli.parse_arguments(argv)
         arm_faults(request)
         run(request)
     except errors.JinstrError as error:
-        print(f"jinstr: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jinstr: {' '.join(redact.text(str(error)).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("jinstr: interrupted", file=sys.stderr)
@@ -73,7 +77,7 @@ def run(request: cli.Request) -> None:
     # Only training writes into run_dir; other commands read a model from there.
     if is_training and record.process_index() == 0:
         run_dir = pathlib.Path(kwargs["run_dir"])
-        texts = gin.config_str(), gin.operative_config_str()
+        texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
         with storage.lease(run_dir):
             for change in record.write(run_dir, resolved, *texts):
                 print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
@@ -139,7 +143,7 @@ def resolve(request: cli.Request, entry: Callable[..., Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise _translated(error, scan) from None
     for line in [*request.overridden, *scan.overridden()]:
-        print(f"jinstr: {line}", file=sys.stderr)
+        print(f"jinstr: {redact.text(line)}", file=sys.stderr)
     return kwargs
 
 

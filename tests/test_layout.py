@@ -28,6 +28,7 @@ LEVELS = {
     "parallel": 1,
     "settings": 1,
     "errors": 0,
+    "redact": 0,
     "testing": 0,
 }
 NO_JAX = ("text", "samples")
