@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jinstr import errors, settings
@@ -60,12 +61,20 @@ STAGES = (
         "運用",
         (
             Command("quickstart", "the whole chain on built-in data", "内蔵データで全工程を試す"),
+            Command("resume", "go on with a run as it was recorded", "記録どおりに学習を続ける"),
             Command("bench", "measure training, decoding, loading", "速度を測る"),
             Command("config", "list settings and their defaults", "設定項目と既定値の一覧"),
         ),
     ),
 )
 COMMANDS = {command.name: command for stage in STAGES for command in stage.commands}
+
+
+def entry_function(command: str) -> Callable[..., Any]:
+    """The function `command` of jinstr/commands/<command>.py, imported only now."""
+    module = importlib.import_module(f"jinstr.commands.{command.replace('-', '_')}")
+    return getattr(module, command.replace("-", "_"))
+
 
 USAGE = """\
 usage: jinstr <command> [recipe.gin ...] [NAME=value ...] [options]
@@ -110,10 +119,23 @@ class Request:
     command: str
     files: list[str] = dataclasses.field(default_factory=list)
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    overridden: list[str] = dataclasses.field(default_factory=list)  # settings that are given twice
     allow_import: list[str] = dataclasses.field(default_factory=list)
     dry_run: bool = False
     allow_faults: bool = False
     help: bool = False
+
+    def override(self, name: str, text: str) -> None:
+        """Set `name`; the last word wins. Errors: ConfigError for what cannot be a name."""
+        if not re.fullmatch(r"([A-Za-z_]\w*/)*[A-Za-z_][\w.]*", name):
+            known = ("dry_run", "gin_file", "allow_import", "allow_faults", "help")
+            near = settings.did_you_mean(name, known)
+            raise errors.ConfigError("JI-CLI-003", f"command line: no setting --{name}{near}")
+        value = settings.literal(text)
+        if name in self.overrides and self.overrides[name] != value:
+            before = f"command line: {name} = {self.overrides[name]!r}"
+            self.overridden.append(f"{before} is overridden by {name} = {value!r}")
+        self.overrides[name] = value
 
 
 def parse_arguments(argv: list[str]) -> Request:
@@ -141,11 +163,11 @@ def parse_arguments(argv: list[str]) -> Request:
             elif name == "allow_import":
                 request.allow_import += text.split(",")
             else:
-                name = name.removeprefix("gin.") if name.startswith("gin.") else name.upper()
-                request.overrides[name] = settings.literal(text)
-        elif re.match(r"[A-Za-z_][\w.]*=", word):
+                is_word = re.fullmatch(r"\w+", name)
+                request.override(name.upper() if is_word else name.removeprefix("gin."), text)
+        elif re.match(r"[A-Za-z_][\w./]*=", word):
             name, _, text = word.partition("=")
-            request.overrides[name] = settings.literal(text)
+            request.override(name, text)
         elif word.endswith(".gin"):
             request.files.append(word)
         else:

@@ -25,17 +25,25 @@ class Reference:
     name: str
     is_macro: bool
 
+    def __repr__(self) -> str:
+        return f"{'%' if self.is_macro else '@'}{self.name}"
+
 
 REQUIRED = Reference("gin.REQUIRED", is_macro=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """The last word on one name: its value, where it stands, and the comment behind it."""
+    """One word on one name: its value, where it stands, and the comment behind it."""
 
+    name: str  # as it is written
     value: Any
     where: str
     comment: str = ""
+    path: pathlib.Path | None = None  # of the file; None = command line
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.name} = {self.value!r}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Line:
     kind: str  # import | include | set
     name: str  # module, file name, or the name that is set
     number: int  # line number
-    value: Any = None
+    value: Any = None  # of a setting; of an import, the name that it makes known ("" = the module's whole name)
     comment: str = ""
 
 
@@ -56,12 +64,25 @@ class Scan:
     """
 
     def __init__(
-        self, parse: Callable[[pathlib.Path, Scan], Iterator[Line]], allow_import: list[str]
+        self,
+        parse: Callable[[pathlib.Path, Scan], Iterator[Line]],
+        allow_import: list[str],
+        defaults: pathlib.Path,
     ):
         self.parse = parse
         self.allowed = ("__gin__", "jinstr", *allow_import)
-        self.files: dict[pathlib.Path, None] = {}  # in order of reading
-        self.statements: dict[str, Statement] = {}  # "NUM_STEPS", "config.DecoderConfig.num_layers"
+        self.defaults = defaults  # the file that others are there to override
+        self.files: dict[
+            pathlib.Path, set[pathlib.Path]
+        ] = {}  # in order of reading; what each includes
+        # "NUM_STEPS", "config.DecoderConfig.num_layers" → the last word on it
+        self.statements: dict[str, Statement] = {}
+        # "NUM_STEPS", "jinstr.models.config.DecoderConfig.num_layers" → all words on it, in order
+        self.history: dict[str, list[Statement]] = {}
+        self.modules: dict[str, str] = {}  # name that an import makes known → module
+        self._open: list[
+            pathlib.Path
+        ] = []  # the file that is being read, below those that include it
 
     def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Reference:
         return Reference(scoped_selector, is_macro=False)
@@ -72,23 +93,62 @@ class Scan:
     def read(self, name: str, asked_by: str = COMMAND_LINE) -> None:
         """Read one file and what it includes. Errors: ConfigError for syntax, imports, order."""
         path = find_file(name, asked_by)
-        self.files[path] = None
-        has_bindings = False
+        self.files.setdefault(path, set())
+        for includer in self._open:
+            self.files[includer].add(path)
+        self._open.append(path)
+        modules: dict[str, str] = {}
+        own: dict[str, Statement] = {}
         for line in self.parse(path, self):
             where = f"{short(path)}:{line.number}"
             if line.kind == "import":
                 self._check_import(line.name, where)
+                if line.value:
+                    modules[line.value] = line.name
             elif line.kind == "include":
-                if has_bindings:  # gin lets the include win over what stands above it
-                    raise errors.ConfigError(
-                        "JI-CONFIG-002",
-                        f"{where}: move includes to the top, here they override silently",
-                    )
                 self.read(line.name, where)
+                self._check_order(own, where)
             else:
-                has_bindings = True
-                self.statements.pop(line.name, None)  # keep the order of the last words
-                self.statements[line.name] = Statement(line.value, where, line.comment)
+                own[line.name] = Statement(line.name, line.value, where, line.comment, path)
+                scope, slash, rest = line.name.rpartition("/")
+                first, dot, last = rest.partition(".")
+                self.add(own[line.name], scope + slash + modules.get(first, first) + dot + last)
+        self._open.pop()
+        self.modules |= modules
+
+    def add(self, statement: Statement, full_name: str) -> None:
+        """What is said last wins; earlier words stay in the history."""
+        self.statements.pop(statement.name, None)  # keep the order of the last words
+        self.statements[statement.name] = statement
+        self.history.setdefault(full_name, []).append(statement)
+
+    def _check_order(self, own: dict[str, Statement], where: str) -> None:
+        """Errors: ConfigError for an include that stands below bindings: gin lets it win over them."""
+        for name, statement in own.items():
+            if (other := self.statements[name]) is not statement:
+                raise errors.ConfigError(
+                    "JI-CONFIG-002",
+                    f"{where}: this include overrides what stands above it ({statement}) by {other}; "
+                    "move includes to the top",
+                )
+        if own:
+            raise errors.ConfigError(
+                "JI-CONFIG-002", f"{where}: move includes to the top, so that the lines below win"
+            )
+
+    def overridden(self) -> Iterator[str]:
+        """A line for each value that a file lost to another file beside it, naming both places.
+
+        To override the defaults of the command or a file that one includes is what recipes are for, and the command
+        line is the last word: these are not told.
+        """
+        for *earlier, last in self.history.values():
+            if last.path is None:
+                continue
+            meant = {self.defaults, *self.files[last.path]}
+            for statement in earlier:
+                if statement.path not in meant and statement.value != last.value:
+                    yield f"{statement} is overridden by {last}"
 
     def _check_import(self, module: str, where: str) -> None:
         if not is_within(module, self.allowed):
@@ -126,11 +186,11 @@ def scan_files(request: cli.Request, parse: Callable) -> tuple[Scan, list[str]]:
     Returns the scan and the files to load, in order.
     """
     base = REPOSITORY / "gin_configs" / "run" / f"{request.command}.gin"
-    probe = Scan(parse, request.allow_import)
+    probe = Scan(parse, request.allow_import, base)
     for name in request.files:
         probe.read(name)
     files = request.files if base in probe.files else [str(base), *request.files]
-    scan = Scan(parse, request.allow_import)
+    scan = Scan(parse, request.allow_import, base)
     for name in files:
         scan.read(name)
     known = scan.macros
@@ -141,7 +201,8 @@ def scan_files(request: cli.Request, parse: Callable) -> tuple[Scan, list[str]]:
                 "JI-CONFIG-005", f"{request.command} has no setting {name}={value}{near}"
             )
         comment = scan.statements[name].comment if name in scan.statements else ""
-        scan.statements[name] = Statement(value, COMMAND_LINE, comment)
+        full_names = [full for full in scan.history if full == name or full.endswith(f".{name}")]
+        scan.add(Statement(name, value, COMMAND_LINE, comment), (full_names or [name])[0])
     return scan, [str(find_file(name, COMMAND_LINE)) for name in files]
 
 
@@ -151,6 +212,9 @@ def check_macros(command: str, scan: Scan) -> None:
     waiting = [s for name, s in scan.statements.items() if "." in name]
     while waiting:
         statement = waiting.pop()
+        if statement.value == REQUIRED and "." in statement.name:
+            message = f"{statement.where}: {command} needs {statement.name}; set it"
+            raise errors.ConfigError("JI-CONFIG-008", message)
         for name in _macro_names(statement.value):
             if name == "gin.REQUIRED" or name in used:
                 continue
@@ -163,15 +227,21 @@ def check_macros(command: str, scan: Scan) -> None:
             waiting.append(scan.statements[name])
     for name, statement in scan.macros.items():
         if name not in used:
-            near = settings.did_you_mean(name, used)
-            raise errors.ConfigError(
-                "JI-CONFIG-007", f"{statement.where}: {name} is set but nothing uses it{near}"
-            )
+            raise errors.ConfigError("JI-CONFIG-007", _why_unused(statement, scan, used))
         if statement.value == REQUIRED:
             meaning = f" ({statement.comment})" if statement.comment else ""
             raise errors.ConfigError(
                 "JI-CONFIG-008", f"{command} needs {name}{meaning}; add {name}=..."
             )
+
+
+def _why_unused(macro: Statement, scan: Scan, used: set[str]) -> str:
+    """What to say of a macro that nothing uses: a binding took its place, or it is misspelt."""
+    for *earlier, last in scan.history.values():
+        if any(macro.name in _macro_names(statement.value) for statement in earlier):
+            return f"{last}, but {macro.name} is there to set it; write {macro.name} = {last.value!r} instead"
+    near = settings.did_you_mean(macro.name, used)
+    return f"{macro.where}: {macro.name} is set but nothing uses it{near}"
 
 
 def _macro_names(value: Any) -> Iterator[str]:

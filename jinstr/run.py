@@ -8,13 +8,13 @@ unknown, unused, missing or of a wrong type ends here with exit status 78.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import json
 import os
 import pathlib
 import re
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +22,7 @@ import gin
 from gin import config_parser
 
 import jinstr
-from jinstr import cli, errors, recipes, record, settings
+from jinstr import cli, errors, recipes, record, redact, settings
 from jinstr.testing import faults
 from jinstr.train import stopping, storage
 
@@ -40,12 +40,16 @@ def main(argv: list[str] | None = None) -> int:
     # A user's own module (tasks, metrics) is found where they stand; last, so it shadows nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    return redact.guard(lambda: _main(argv))
+
+
+def _main(argv: list[str]) -> int:
     try:
         request = cli.parse_arguments(argv)
         arm_faults(request)
         run(request)
     except errors.JinstrError as error:
-        print(f"jinstr: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jinstr: {' '.join(redact.text(str(error)).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("jinstr: interrupted", file=sys.stderr)
@@ -58,7 +62,7 @@ def run(request: cli.Request) -> None:
     if request.help:
         print(cli.settings_of(request.command, recipes.help_rows(request, parse_file)))
         return
-    entry = entry_function(request.command)
+    entry = cli.entry_function(request.command)
     kwargs = resolve(request, entry)
     resolved = record.of(request.command, jinstr.__version__, kwargs)
     is_training = request.command in [command.name for command in cli.TRAINING.commands]
@@ -73,7 +77,7 @@ def run(request: cli.Request) -> None:
     # Only training writes into run_dir; other commands read a model from there.
     if is_training and record.process_index() == 0:
         run_dir = pathlib.Path(kwargs["run_dir"])
-        texts = gin.config_str(), gin.operative_config_str()
+        texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
         with storage.lease(run_dir), stopping.Signals():
             for change in record.write(run_dir, resolved, *texts):
                 print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
@@ -93,12 +97,6 @@ def arm_faults(request: cli.Request) -> None:
         raise errors.ConfigError("JI-CONFIG-020", str(error)) from None
 
 
-def entry_function(command: str) -> Callable[..., Any]:
-    """The function `command` of jinstr/commands/<command>.py, imported only now."""
-    module = importlib.import_module(f"jinstr.commands.{command.replace('-', '_')}")
-    return getattr(module, command.replace("-", "_"))
-
-
 def parse_file(path: pathlib.Path, builder: recipes.Scan) -> Iterator[recipes.Line]:
     """The statements of one gin file, without following or executing any. Errors: ConfigError for syntax."""
     with path.open(encoding="utf-8") as file:
@@ -107,10 +105,15 @@ def parse_file(path: pathlib.Path, builder: recipes.Scan) -> Iterator[recipes.Li
         except SyntaxError as error:
             message = f"{recipes.short(path)}:{error.lineno}: {error.msg}: {error.text or ''}"
             raise errors.ConfigError("JI-CONFIG-001", message) from None
+        except (ValueError, tokenize.TokenError, RecursionError) as error:
+            message = f"{recipes.short(path)} is not a gin file: {error}"
+            raise errors.ConfigError("JI-CONFIG-001", message) from None
     for statement in statements:
         number = statement.location.line_num
         if isinstance(statement, config_parser.ImportStatement):
-            yield recipes.Line("import", statement.module, number)
+            is_renamed = statement.is_from or statement.alias
+            name = statement.bound_name() if is_renamed else ""
+            yield recipes.Line("import", statement.module, number, name)
         elif isinstance(statement, config_parser.IncludeStatement):
             yield recipes.Line("include", statement.filename, number)
         elif isinstance(statement, config_parser.BindingStatement):
@@ -129,16 +132,18 @@ def resolve(request: cli.Request, entry: Callable[..., Any]) -> dict[str, Any]:
     try:
         gin.parse_config_files_and_bindings(files, bindings)
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError) as error:
-        raise _translated(error) from None
+        raise _translated(error, scan) from None
     except (RuntimeError, SyntaxError, TypeError, ValueError) as error:
-        raise _translated(error) from None
+        raise _translated(error, scan) from None
     check_bindings(entry, scan)
     try:
         kwargs = gin.get_bindings(entry)
     except errors.JinstrError as error:  # from a __post_init__; gin appends its call chain
         raise errors.ConfigError(error.code, error.message) from None
     except (TypeError, ValueError) as error:
-        raise _translated(error) from None
+        raise _translated(error, scan) from None
+    for line in [*request.overridden, *scan.overridden()]:
+        print(f"jinstr: {redact.text(line)}", file=sys.stderr)
     return kwargs
 
 
@@ -161,8 +166,10 @@ def check_bindings(entry: Callable[..., Any], scan: recipes.Scan) -> None:
     for key, values in config.items():
         for spelled in (_spelled(key, name) for name in values):
             if spelled not in read:
-                near = settings.did_you_mean(spelled, read)
                 where = _where(scan, *key, spelled.rpartition(".")[2])
+                scope, _, plain = spelled.rpartition("/")
+                known = [*(name for name in read if "/" in name), plain] if scope else read
+                near = settings.did_you_mean(spelled, known)
                 message = f"{where}: {spelled} is set but nothing uses it{near}"
                 raise errors.ConfigError("JI-CONFIG-011", message)
 
@@ -216,6 +223,8 @@ def _settled(value: Any, config: dict, scan: recipes.Scan, where: str) -> Any:
     """
     if isinstance(value, tuple | list):
         return type(value)(_settled(item, config, scan, where) for item in value)
+    if isinstance(value, dict):
+        return dict(_settled(list(value.items()), config, scan, where))
     _, _, value = _traced(value, config, scan)
     if not isinstance(value, gin.config.ConfigurableReference):
         return value
@@ -243,16 +252,28 @@ def _where(scan: recipes.Scan, scope: str, selector: str, name: str) -> str:
     return recipes.COMMAND_LINE
 
 
-def _translated(error: Exception) -> errors.ConfigError:
+def _translated(error: Exception, scan: recipes.Scan) -> errors.ConfigError:
     """One of gin's errors as ours, with file:line and the nearest name."""
-    text = str(error)
-    message, _, chain = text.partition("\n")
+    message, _, chain = str(error).partition("\n")
+    message = message.rstrip(".")
     place = re.search(r'file "(.*)", line (\d+)', chain)
-    where = f"{recipes.short(pathlib.Path(place[1]))}:{place[2]}: " if place else ""
+    where = f"{recipes.short(pathlib.Path(place[1]))}:{place[2]}" if place else recipes.COMMAND_LINE
     near = ""
-    if parameter := re.search(r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message):
-        target = gin.get_configurable(parameter[1])
-        near = settings.did_you_mean(parameter[2], settings.types_of(target))
-    elif attribute := re.search(r"<module '([\w.]+)'.* has no attribute (\w+)", message):
-        near = settings.did_you_mean(attribute[2], vars(sys.modules[attribute[1]]))
-    return errors.ConfigError("JI-CONFIG-014", f"{where}{message}{near}")
+    if found := re.search(r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message):
+        known = settings.types_of(gin.get_configurable(found[1]))
+        message = f"{found[1]} has no setting {found[2]}"
+        near = settings.did_you_mean(found[2], known)
+    elif found := re.search(r"<module '([\w.]+)'.* has no attribute (\w+)", message):
+        message = f"{found[1]} has no {found[2]}"
+        near = settings.did_you_mean(found[2], vars(sys.modules[found[1]]))
+    elif found := re.search(r"'(\w+)' was not provided by an import", message):
+        message = f"{found[1]} is not imported above it in this file"
+        if found[1] in scan.modules:
+            near = f"; import {scan.modules[found[1]]} first"
+        else:
+            near = settings.did_you_mean(found[1], scan.modules)
+    elif found := re.search(r"No configurable matching '([\w.]+)'", message):
+        message = f"{found[1]} is not known"
+        known = [name.rpartition(".")[0] for name, s in scan.statements.items() if s.path]
+        near = settings.did_you_mean(found[1], known)
+    return errors.ConfigError("JI-CONFIG-014", f"{where}: {message}{near}")

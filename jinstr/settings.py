@@ -10,6 +10,7 @@ import collections.abc
 import dataclasses
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -101,7 +102,11 @@ def way_out(name: str, value: Any, annotation: Any) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean NUM_STEPS?", or "" when nothing is near. Ignores case."""
+    """ "; did you mean NUM_STEPS?", or "" when nothing is near. Ignores case; STEPZ is near a word of NUM_STEPS."""
     by_lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    for lower in sorted(by_lower, key=len) if not near else ():
+        if difflib.get_close_matches(name.lower(), re.split(r"[._/]", lower), n=1, cutoff=0.75):
+            near = [lower]
+            break
     return f"; did you mean {by_lower[near[0]]}?" if near else ""

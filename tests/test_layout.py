@@ -14,11 +14,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A package may import those of a lower number, and itself.
 LEVELS = {
     "run": 11,
-    "record": 10,
     "recipes": 10,
-    "cli": 9,
-    "settings": 8,
-    "commands": 7,
+    "commands": 8,
+    "record": 7,
+    "cli": 6,
     "train": 5,
     "decode": 4,
     "data": 4,
@@ -27,7 +26,9 @@ LEVELS = {
     "losses": 2,
     "text": 2,
     "parallel": 1,
+    "settings": 1,
     "errors": 0,
+    "redact": 0,
     "testing": 0,
 }
 NO_JAX = ("text", "samples")

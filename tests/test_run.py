@@ -27,6 +27,7 @@ NEEDED = {
     "generate": ["MODELS=b", "INPUT=p.jsonl", "OUTPUT=o.jsonl"],
     "chat": ["RUN_DIR=r"],
     "quickstart": [],
+    "resume": ["RUN_DIR=r"],
     "bench": ["gin_configs/model/bench_256.gin"],
     "config": [],
 }
@@ -142,6 +143,60 @@ def test_unknown_command(capsys):
     assert "did you mean pretrain?" in capsys.readouterr().err
 
 
+HEAD = """from __gin__ import dynamic_registration
+from jinstr.data import readers
+from jinstr.train import optimizer
+"""
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("optimzer.OptimizerConfig.beta1 = 1\n", "4: optimzer is not imported above it"),
+        ("mesh.AxisRules.embed = None\n", "4: mesh is not imported above it in this file; import"),
+        ("optimizer.OptimizerConfig.beta3 = 1\n", "4: optimizer.OptimizerConfig has no setting"),
+        ("optimizer.OptimizerConfig.learning_rate = 1\n", "write LEARNING_RATE = 1 instead"),
+        ("optimizer.OptimizerConfig.beta1 = %gin.REQUIRED\n", "4: pretrain needs optimizer."),
+        ("SAMPLE_PROMPTS = ['a']\n", "4: SAMPLE_PROMPTS = ['a'] (list), but"),
+        ("SAMPLE_PROMPTS = ('a', 1)\n", "4: SAMPLE_PROMPTS = ('a', 1) (tuple), but"),
+        ("SEED = None\n", "4: SEED = None (NoneType), but pretrain.seed is int"),
+        ("SEED = True\n", "4: SEED = True (bool), but pretrain.seed is int"),
+        ("SEED = (1,\n", "is not a gin file"),
+        ("SEED = @readers.os.getcwd()\n", "4: @readers.os.getcwd() belongs to"),
+        ("SEED = [{'a': (@readers.os.getcwd(),)}]\n", "4: @readers.os.getcwd() belongs to"),
+        ("DATA = @readers.named_files()\n", "only dataclasses can be built"),
+    ],
+)
+def test_slips_in_a_gin_file(text, wanted, tmp_path, capsys):
+    path = tmp_path / "slip.gin"
+    path.write_text(HEAD + text)
+    words = ["pretrain", *(w for w in NEEDED["pretrain"] if not w.startswith("DATA")), str(path)]
+    assert wanted in refused(capsys, *words, *([] if "DATA" in text else ["DATA=a"]))
+    # Negative control: the same file without the slip.
+    path.write_text(HEAD)
+    resolved(capsys, *words, "DATA=a")
+
+
+def overridden(capsys, *words):
+    assert run.main(["pretrain", *NEEDED["pretrain"], *map(str, words), "--dry_run"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if "overridden" in line]
+
+
+def test_what_a_later_file_overrides_is_listed(tmp_path, capsys):
+    a, b, both = (tmp_path / name for name in ("a.gin", "b.gin", "both.gin"))
+    a.write_text("SEED = 1\nKEEP = 4\n")
+    b.write_text("SEED = 2\nKEEP = 4\n")
+    both.write_text(f"include '{a}'\ninclude '{b}'\n")
+    line = f"jinstr: {a}:1: SEED = 1 is overridden by {b}:1: SEED = 2"
+    assert overridden(capsys, a, b) == overridden(capsys, both) == [line]
+    # Negative control: to override what one includes, or by the command line, is what both are for.
+    both.write_text(f"include '{a}'\nSEED = 3\n")
+    assert overridden(capsys, both) == overridden(capsys, a, b, "SEED=5") == []
+    (line,) = overridden(capsys, "SEED=5", "SEED=6", "SEED=6")
+    assert line.endswith("command line: SEED = 5 is overridden by SEED = 6")
+
+
 def test_gin_files_import_nothing_foreign(tmp_path, capsys):
     path = tmp_path / "evil.gin"
     path.write_text("import os\nos.system.command = 'true'\n")
@@ -163,5 +218,11 @@ def test_overview_lists_all_commands(capsys):
 
 
 def test_config_search(capsys):
-    assert run.main(["config", "SEARCH=lr"]) == 0
-    assert "learning_rate" in capsys.readouterr().out
+    assert run.main(["config", "--search", "lr"]) == 0
+    text = capsys.readouterr().out
+    assert "jinstr sft  (gin_configs/run/sft.gin)\n  LEARNING_RATE: float = 2e-4  # peak\n" in text
+    assert "optimizer.OptimizerConfig  (jinstr/train/optimizer.py)\n  learning_rate: float" in text
+    # Negative control: what there is none of.
+    assert run.main(["config", "--search", "lerning_rate"]) == 0
+    nothing = capsys.readouterr().out
+    assert nothing == '0 settings with "lerning_rate"; did you mean learning_rate?\n'
