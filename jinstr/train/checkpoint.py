@@ -34,7 +34,7 @@ from jinstr import errors
 from jinstr.testing import faults
 from jinstr.train import storage
 
-FORMAT = 1
+FORMAT = 2  # 1 had no digest of the manifest itself; it is read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,12 @@ def _leaves(tree) -> dict[str, dict]:
         jax.tree_util.keystr(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _own_digest(manifest: dict) -> str:
+    """Digest of a manifest without the digest in it."""
+    text = json.dumps({k: v for k, v in manifest.items() if k != "digest"}, sort_keys=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _item(tree):
@@ -155,6 +161,7 @@ class Checkpointer:
                 if path.is_dir():
                     storage.sync(path)
             manifest = {"format": FORMAT, "step": step, "files": files} | facts
+            manifest["digest"] = _own_digest(manifest)
             faults.point("save_manifest", step)
             storage.write_json(aside / "manifest.json", manifest)
             faults.point("save_rename", step)
@@ -227,13 +234,15 @@ class Checkpointer:
         target = self.folder / str(step)
         try:
             manifest = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
-            if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
+            if manifest["format"] != 1 and manifest["digest"] != _own_digest(manifest):
+                return "manifest.json does not have the digest that it names"
+            if manifest["format"] > FORMAT:
                 raise errors.StorageError(
                     "JI-CKPT-010",
                     f"{target} has format {manifest['format']}, this jinstr knows up to {FORMAT}; install a newer one",
                 )
-            if manifest["format"] != FORMAT or manifest["step"] != step:
-                return f"manifest.json is of format {manifest['format']}, step {manifest['step']}"
+            if manifest["step"] != step:
+                return f"manifest.json is that of step {manifest['step']}"
             for name, facts in manifest["files"].items():
                 path = target / name
                 if not path.exists():
