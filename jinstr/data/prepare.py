@@ -227,15 +227,20 @@ def _make(source, folder: pathlib.Path, tokenizer_path: str, template: str, conf
         "shards": config.shards or max(1, math.ceil(size / SHARD_BYTES)),
         "audit": config.audit,
         "workers": config.workers or os.cpu_count() or 1,
+        "quarantine": f"{folder}.{prepared.QUARANTINE}",
     }
     aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         if template.endswith(".jinja"):
             (aside / TEMPLATE_FILE).write_text(state.template_text(template), "utf-8")
-        (aside / "request.json").write_text(json.dumps(request, ensure_ascii=False), "utf-8")
-        command = [sys.executable, "-m", "jinstr.data.prepare_worker", str(aside / "request.json")]
+        work = aside / "work"  # what is not part of the set
+        work.mkdir()
+        (work / "request.json").write_text(json.dumps(request, ensure_ascii=False), "utf-8")
+        command = [sys.executable, "-m", "jinstr.data.prepare_worker", str(work / "request.json")]
         status = subprocess.run(command, env=state.environment(), check=False).returncode
-        problem = aside / "error.json"
+        if (work / prepared.QUARANTINE).is_file():
+            os.replace(work / prepared.QUARANTINE, request["quarantine"])
+        problem = work / "error.json"
         if problem.is_file():
             facts = json.loads(problem.read_text("utf-8"))
             raise getattr(errors, facts["type"])(facts["code"], facts["message"])
@@ -244,7 +249,7 @@ def _make(source, folder: pathlib.Path, tokenizer_path: str, template: str, conf
                 "JI-PREPARE-006",
                 f"preparing {source.name} ended with status {status}; what went wrong stands above",
             )
-        (aside / "request.json").unlink()
+        shutil.rmtree(work)
         try:
             os.rename(aside, folder)
         except OSError:
