@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from jinstr import errors
-from jinstr.data import batching, mixing, packing, prepared
+from jinstr.data import batching, fingerprints, mixing, packing, prepared
 
 NO_ROWS = "JI-LOAD-002"  # code of the error of a set without an example that fits a row
 _ENDLESS = 1 << 40  # length of the step sequence shown to grain; training stops by itself
@@ -60,6 +60,13 @@ class _Source:
         self.num_examples = self.set.manifest["counts"]["examples"] - index.dropped
 
     @property
+    def identity(self) -> dict:
+        """What tells this source from another, for fingerprints.record."""
+        return fingerprints.of_set(
+            self.name, self.rate, str(self.set.path), self.set.manifest, self.index.digest
+        )
+
+    @property
     def text_bytes(self) -> float:
         """Weighted UTF-8 bytes of the text behind all rows."""
         kept = np.ones(len(self.set), bool)
@@ -90,8 +97,12 @@ class Loader:
         self._ends = np.cumsum([source.num_rows for source in self._sources])
         self.num_rows = int(self._ends[-1])
         self.bytes_total = sum(source.text_bytes for source in self._sources)
-        identity = [(s.name, s.rate, s.set.fingerprint, s.index.digest) for s in self._sources]
-        self.fingerprint = xxhash.xxh3_64_hexdigest(f"{identity}{config}".encode())
+        batches = dataclasses.asdict(config)
+        del batches["prefetch"]
+        self.identity: dict = fingerprints.record(
+            [source.identity for source in self._sources], batches
+        )  # what checkpoints keep
+        self.fingerprint: str = self.identity["fingerprint"]
 
     def _row_shares(self) -> np.ndarray:
         rates = [source.rate for source in self._sources]

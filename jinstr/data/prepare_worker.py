@@ -240,6 +240,7 @@ def _manifest(request: dict, facts: dict, report: bad_rows.Report, folder) -> di
         "format": prepared.FORMAT,
         "source": request["source"],
         "template": request["template"],
+        "made_from": request["made_from"],
         "drops": facts["drops"] | dict(report.dropped),
         "notes": dict(report.notes) | report.drift(),
         "rows": report.rows,  # of the files, before any was left out

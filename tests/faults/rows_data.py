@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import time
 
 from jinstr.data import prepared
@@ -141,6 +142,40 @@ def _wrong_rows(rig: rig_lib.Rig, full: bool) -> tuple[str, bool]:
     )
 
 
+def _changed_data(rig: rig_lib.Rig, full: bool) -> tuple[str, bool]:
+    """A run of 10 steps that would go on to 20, after its data changed."""
+    del full
+    own, other = rig.place / "own.jsonl", rig.place / "other"
+    lines = (rig.place / "corpus.jsonl").read_bytes().splitlines(keepends=True)
+    own.write_bytes(b"".join(lines))
+    first = rig.train("changed", f"DATA={own}", "NUM_STEPS=10")
+    shutil.copytree(rig.place / "changed", rig.place / "unchanged")
+    (set_before,) = (path for path in sets_of(rig.place / "cache") if path.name.startswith("own-"))
+    shutil.copytree(set_before, other)
+    given = rig.train("given", f"DATA={other}", "NUM_STEPS=10")
+    extra = json.dumps({"id": "new", "text": "後から足した文です。"}).encode() + b"\n"
+    seen, good = [], [first.status == 0, given.status == 0]
+    for kind, changed in (("append", [*lines, extra]), ("reorder", lines[::-1])):
+        own.write_bytes(b"".join(changed))
+        ended = rig.train("changed", f"DATA={own}", "NUM_STEPS=20")
+        named = "source own: own.jsonl changed (" in ended.text
+        good.append(ended.status == 65 and named)
+        seen.append(f"{kind}: exit {ended.status}, names source and file: {named}")
+    set_after = max(sets_of(rig.place / "cache"), key=lambda path: path.stat().st_mtime)
+    shutil.rmtree(other)
+    shutil.copytree(set_after, other)
+    ended = rig.train("given", f"DATA={other}", "NUM_STEPS=20")
+    named = "source other: " in ended.text
+    good.append(ended.status == 65 and named)
+    seen.append(f"another set in its folder: exit {ended.status}, names it: {named}")
+    # Negative control: the same data go on.
+    own.write_bytes(b"".join(lines))
+    ended = rig.train("unchanged", f"DATA={own}", "NUM_STEPS=20")
+    good.append(ended.status == 0 and rig_lib.steps_of(ended.folder)[-1] == 20)
+    seen.append(f"unchanged: exit {ended.status}")
+    return "; ".join(seen), all(good)
+
+
 ROWS = [
     rig_lib.Row(
         number="35",
@@ -155,5 +190,11 @@ ROWS = [
         promised="counted by rule and source before training; nothing trimmed",
         measure=_wrong_rows,
         in_ci=True,
+    ),
+    rig_lib.Row(
+        number="37",
+        injected="a line appended to a data file, its lines in another order, another prepared set, after a checkpoint",
+        promised="exit 65 naming source and file; unchanged data go on",
+        measure=_changed_data,
     ),
 ]
