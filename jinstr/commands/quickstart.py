@@ -50,6 +50,7 @@ def quickstart(
             holdout_rule="hash",
             group_by="",
             module="",
+            tfds_dir="",
             out=str(place / "tokenizer"),
             compare="",
             config=train_tokenizer.TokenizerTrainingConfig(vocab_size=vocab_size, seed=seed),

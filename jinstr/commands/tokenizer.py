@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import tqdm
 
+from jinstr.data import bad_rows
 from jinstr.data import sources as sources_lib
 from jinstr.text import normalise as normalise_lib
 from jinstr.text import train_tokenizer
@@ -19,6 +20,7 @@ def tokenizer(
     holdout_rule: str,
     group_by: str,
     module: str,
+    tfds_dir: str,
     out: str,
     compare: str,
     config: train_tokenizer.TokenizerTrainingConfig,
@@ -30,13 +32,21 @@ def tokenizer(
     comma separated. Returns the report that is written to OUT.report.json.
     """
     sources = sources_lib.parse(
-        input, holdout=holdout, holdout_rule=holdout_rule, group_by=group_by, module=module
+        input,
+        holdout=holdout,
+        holdout_rule=holdout_rule,
+        group_by=group_by,
+        module=module,
+        tfds_dir=tfds_dir,
     )
-    texts = {source.name: _texts(source) for source in sources}
+    reports = {source.name: bad_rows.Report() for source in sources}
+    texts = {source.name: _texts(source, reports[source.name]) for source in sources}
     others = [word.strip() for word in compare.split(",") if word.strip()]
     report = train_tokenizer.train(texts, out, config, normalise, others)
     for source, facts in report["sources"].items():
         print(f"{source}: " + ", ".join(f"{value:,} {name}" for name, value in facts.items()))
+        for bad in reports[source].bad:
+            print(f"    left out: {bad}")
     print(f"{'characters/token':>17} {'bytes':>7} {'failures':>9} {'vocabulary':>11}")
     for name, facts in report["tokenizers"].items():
         failures = facts["round_trip_failures"] + facts["round_trip_failures_random_unicode"]
@@ -47,11 +57,11 @@ def tokenizer(
     return report
 
 
-def _texts(source: sources_lib.SourceConfig) -> Iterator[str]:
+def _texts(source: sources_lib.SourceConfig, read: bad_rows.Report) -> Iterator[str]:
     """Every text of a source, with a progress bar."""
     bar = tqdm.tqdm(desc=f"read {source.name}", unit="B", unit_scale=True, disable=None)
     with bar:
-        for example in sources_lib.read(source):
+        for example in sources_lib.read(source, read):
             bar.update(sources_lib.size(example))
             if "text" in example:
                 yield example["text"]

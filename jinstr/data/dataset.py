@@ -6,8 +6,8 @@ import dataclasses
 from typing import NamedTuple
 
 from jinstr import errors
+from jinstr.data import left_out, mixtures, packing, prepare, prepared
 from jinstr.data import loader as loader_lib
-from jinstr.data import mixtures, packing, prepare, prepared
 from jinstr.data import sources as sources_lib
 
 
@@ -31,6 +31,7 @@ class DataConfig:
     format: str = ""  # shape of the rows; "" = told by their keys
     fields: str = ""  # columns under other names: "instruction=質問,output=回答"
     on_bad: str = ""  # stop | skip; "" = skip for text, stop for people's data
+    most_bad: float = 0.001  # share of the rows that may be bad and left out; more of them stop
     answers: str = "all"  # several to one question: all (weight 1/n) | rotate | first
     exclude: str = ""  # file of ids or prompts, one a line, that are left out everywhere
     module: str = ""  # your own module: it registers tasks
@@ -88,23 +89,31 @@ def _common(config: DataConfig) -> dict:
         "format",
         "fields",
         "on_bad",
+        "most_bad",
         "answers",
         "exclude",
     )
     return {name: getattr(config, name) for name in (*names, "module", "tfds_dir")}
 
 
-def load(
+class Sets(NamedTuple):
+    """Prepared sets of one run, before they are packed."""
+
+    sources: tuple[sources_lib.SourceConfig, ...]
+    sets: tuple[prepared.PreparedSource, ...]  # of the sources, in order
+    held_out_sources: tuple[sources_lib.SourceConfig, ...]
+    held_out_sets: tuple[prepared.PreparedSource, ...]
+
+
+def prepare_sets(
     config: DataConfig,
     *,
     tokenizer_path: str,
     template: str,
     prepare_config: prepare.PrepareConfig,
-    seed: int,
     may_prepare: bool = True,
-) -> Dataset:
-    """Prepare what is missing and open it. Errors: those of preparing; ConfigError for a batch that does not divide."""
-    rows = batch_rows(config)
+) -> Sets:
+    """Prepare what is missing. Errors: those of preparing."""
     settings = dict(
         tokenizer_path=tokenizer_path,
         template=template,
@@ -114,19 +123,57 @@ def load(
     sources = prepare.expanded(training_sources(config), prepare_config)
     sets = prepare.ensure_prepared(sources, **settings)
     held_out = prepare.expanded(held_out_sources(config), prepare_config)
-    _, held_out_sets = prepare.ensure_held_out(held_out, **settings)
+    return Sets(sources, sets, *prepare.ensure_held_out(held_out, **settings))
+
+
+def pack(config: DataConfig, found: Sets, seed: int) -> Dataset:
+    """Open prepared sets as loaders. Errors: ConfigError for a batch that does not divide."""
     loader_config = loader_lib.LoaderConfig(
-        seq_len=config.seq_len, batch_rows=rows, seed=seed, rate_unit=config.rate_unit
+        seq_len=config.seq_len, batch_rows=batch_rows(config), seed=seed, rate_unit=config.rate_unit
     )
-    sets = mixtures.with_rates(sources, sets, loader_config)
+    sets = mixtures.with_rates(found.sources, found.sets, loader_config)
     train = loader_lib.Loader(sets, loader_config)
     loaders = {}
-    for source in held_out_sets:
-        name = source.name
+    for source, place in zip(found.held_out_sources, found.held_out_sets):
+        name = place.name
         while name in loaders:
             name += "+"
-        loaders[name] = loader_lib.Loader((source,), loader_config)
-    return Dataset(train, loaders, sources, sets)
+        try:
+            loaders[name] = loader_lib.Loader((place,), loader_config)
+        except errors.DataError as error:
+            if source.part != "heldout" or error.code != loader_lib.NO_ROWS:
+                raise
+            print(
+                f"{name}: its held-out part is not evaluated, for no example of it fits a row ({error.message}). "
+                "Training goes on; to evaluate, raise SEQ_LEN or HOLDOUT"
+            )
+    return Dataset(train, loaders, found.sources, sets)
+
+
+def load(config: DataConfig, *, seed: int, may_prepare: bool = True, **settings) -> Dataset:
+    """Prepare what is missing, tell what was left out, and open it.
+
+    settings: tokenizer_path, template, prepare_config. Errors: those of preparing; ConfigError for a batch that does
+    not divide.
+    """
+    batch_rows(config)
+    found = prepare_sets(config, may_prepare=may_prepare, **settings)
+    data = pack(config, found, seed)
+    if may_prepare:  # else several processes would all say it
+        for line in what_was_left_out(found, config.seq_len):
+            print(line)
+    return data
+
+
+def what_was_left_out(found: Sets, seq_len: int) -> list[str]:
+    """One line for each set of which something was left out or looks odd, counted by rule."""
+    lines = []
+    for place in (*found.sets, *found.held_out_sets):
+        opened = prepared.PreparedSet(place.path)
+        index = packing.load(opened.path, seq_len)
+        line = left_out.line(place.name, opened.manifest, index.dropped if index else 0)
+        lines += [line] if line else []
+    return lines
 
 
 def share_metrics(loader: loader_lib.Loader, step: int) -> dict[str, float]:
@@ -147,7 +194,7 @@ def table(data: Dataset) -> list[dict]:
     for source, place in zip(data.sources, data.sets):
         opened = prepared.PreparedSet(place.path)
         manifest, index = opened.manifest, packing.load(opened.path, data.train.config.seq_len)
-        long = {"longer than a row": index.dropped} if index.dropped else {}
+        long = {left_out.LONG_ROW: index.dropped} if index.dropped else {}
         facts = ("licence", "provenance", "commercial", "redistributable")
         rows.append(
             {

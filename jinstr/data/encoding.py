@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,9 +35,15 @@ def _messages(example: Mapping) -> list[dict[str, str]]:
     ]
 
 
+def is_blank(text: str) -> bool:
+    """Is there nothing to read in a text: only spaces (full-width too), controls, marks without a width?"""
+    left = text.strip()  # nearly always something, and its first character is enough
+    return all(unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in left)
+
+
 def encode_lm(source: str, example: Mapping, tokenizer) -> Encoded:
     """A document as [bos] text [eos], in chunks of at most records.MAX_TARGETS targets."""
-    if not example["text"].strip():
+    if is_blank(example["text"]):
         return Encoded(records=[], drop="empty")
     begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.bos_id >= 0 else []
     ids = np.concatenate([begin, tokenizer.encode_array(example["text"]), [tokenizer.eos_id]])
@@ -71,8 +78,10 @@ def encode_chat(source: str, example: Mapping, tokenizer, template) -> Encoded:
     answers = [number for number, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not answers:
         return Encoded(records=[], drop="no answer")
-    if not all(messages[number]["content"].strip() for number in answers):
+    if any(is_blank(messages[number]["content"]) for number in answers):
         return Encoded(records=[], drop="empty answer")
+    if any(turn["role"] == "user" and is_blank(turn["content"]) for turn in messages):
+        return Encoded(records=[], drop="empty question")
     messages = messages[: answers[-1] + 1]
     tokens, mask, straddles, problems = _render(messages, tokenizer, template)
     if len(tokens) - 1 > records.MAX_TARGETS:
@@ -119,9 +128,11 @@ def encode_ranked(source: str, example: Mapping, tokenizer, template) -> Encoded
         answers, ranks = [example["chosen"], example["rejected"]], [1, 2]
     else:
         answers, ranks = list(example["responses"]), [int(rank) for rank in example["ranks"]]
-    if not answers or not all(answer.strip() for answer in answers):
+    if not answers or any(map(is_blank, answers)):
         return Encoded(records=[], drop="empty answer")
     prompt = _messages(example)
+    if any(turn["role"] == "user" and is_blank(turn["content"]) for turn in prompt):
+        return Encoded(records=[], drop="empty question")
     rendered = [
         _render([*prompt, {"role": "assistant", "content": answer}], tokenizer, template)
         for answer in answers

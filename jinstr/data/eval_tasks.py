@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from jinstr import errors
-from jinstr.data import formats, readers
+from jinstr.data import bad_rows, formats, readers
 from jinstr.data import sources as sources_lib
 
 Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
@@ -99,7 +99,7 @@ def _file_task(name: str, path: str, limit: int) -> EvalTask:
     questions = []
     for file in readers.files_of(path):
         for where, row in readers.rows(file):
-            if isinstance(row, readers.Skip):
+            if isinstance(row, bad_rows.BadRow):
                 raise errors.DataError("JI-EVAL-003", f"{where}: {row}")
             fitting = [n for n in formats.fits(row) if formats.FORMATS[n].kind == "chat"]
             if len(fitting) != 1:
@@ -109,9 +109,9 @@ def _file_task(name: str, path: str, limit: int) -> EvalTask:
                 )
             try:
                 examples = list(formats.FORMATS[fitting[0]].examples(row))
-            except (formats.BadRow, KeyError, TypeError) as error:
+            except bad_rows.WRONG_SHAPES as error:
                 raise errors.DataError(
-                    "JI-EVAL-007", f"{where}: {error}; correct the row or take it out"
+                    "JI-EVAL-007", f"{where}: {bad_rows.of(error)}; correct the row or take it out"
                 ) from None
             for number, example in enumerate(examples):
                 id = example["id"] or f"{where}/{number}"
@@ -128,7 +128,7 @@ def _seqio_task(name: str, module: str, limit: int) -> EvalTask:
 
     source = sources_lib.SourceConfig(task=name, module=module, split="validation")
     questions = []
-    for example in tasks.examples(source, sources_lib.ReadReport()):
+    for example in tasks.examples(source, bad_rows.Report()):
         id = example["id"] or str(len(questions))
         questions.append(_question(example, example, name, id))
         if len(questions) == limit:

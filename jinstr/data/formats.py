@@ -16,11 +16,9 @@ import dataclasses
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 
+from jinstr.data import bad_rows
+
 Row = Mapping
-
-
-class BadRow(Exception):
-    """A row that cannot be an example; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +41,32 @@ def get(row: Row, *names: str) -> str:
     for name in names:
         if row.get(name) is not None:
             if not isinstance(row[name], str):
-                raise BadRow(f"{name} is {type(row[name]).__name__}, not text")
+                raise bad_rows.BadRow(
+                    bad_rows.WRONG_TYPE, f"{name} is {type(row[name]).__name__}, not text"
+                )
             return row[name]
-    raise BadRow(f"no {' or '.join(names)}")
+    raise bad_rows.BadRow(bad_rows.MISSING, f"no {' or '.join(names)}")
+
+
+def texts(example: Mapping) -> list[str]:
+    """All text in an example."""
+    found = [example["text"]] if "text" in example else list(example["contents"])
+    found += [example[name] for name in ("chosen", "rejected") if name in example]
+    return [*found, *example.get("responses", ())]
+
+
+def checked(example: dict) -> dict:
+    """The example. Errors: BadRow where its text holds what text never does."""
+    for text in texts(example):
+        if "\0" in text:
+            place = text.index("\0")
+            raise bad_rows.BadRow(bad_rows.NUL, f"a NUL character after {text[:place][-20:]!r}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            why = f"half of a surrogate pair, {text[error.start]!r}, is no character"
+            raise bad_rows.BadRow(bad_rows.SURROGATE, why) from None
+    return example
 
 
 def id_of(row: Row, names: tuple[str, ...] = ("id", "ID", "index", "q_id", "question_id")) -> str:
@@ -93,7 +114,7 @@ def _instruction(row: Row) -> Iterator[dict]:
     instruction = get(row, "instruction")
     given = row.get("input") or row.get("context") or ""
     if not isinstance(given, str):
-        raise BadRow(f"input is {type(given).__name__}, not text")
+        raise bad_rows.BadRow(bad_rows.WRONG_TYPE, f"input is {type(given).__name__}, not text")
     for answer in _answers(row, "output", "response"):
         roles = ["user", "input", "assistant"] if given.strip() else ["user", "assistant"]
         contents = [instruction, given, answer] if given.strip() else [instruction, answer]
@@ -116,17 +137,18 @@ ROLES = {
 
 def _turns(row: Row, turns, role_key: str, text_key: str) -> Iterator[dict]:
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise BadRow("the conversation is not a list of turns")
+        raise bad_rows.BadRow(bad_rows.WRONG_TYPE, "the conversation is not a list of turns")
     roles = [get(turn, role_key) for turn in turns]
     roles = [ROLES.get(role, role) for role in roles]
     unknown = sorted({*roles} - {"system", "user", "assistant"})
     if unknown:
-        raise BadRow(f"unknown role {unknown[0]!r}")
+        raise bad_rows.BadRow(bad_rows.SHAPE, f"unknown role {unknown[0]!r}")
     expected = ["user", "assistant"] * len(roles)
     body = roles[1:] if roles[:1] == ["system"] else roles
     if not body or body != expected[: len(body)]:
-        raise BadRow(
-            f"turns are {', '.join(roles) or 'missing'}; user and assistant must alternate"
+        raise bad_rows.BadRow(
+            bad_rows.SHAPE,
+            f"turns are {', '.join(roles) or 'missing'}; user and assistant must alternate",
         )
     yield chat(row, roles, [get(turn, text_key) for turn in turns])
 
@@ -162,7 +184,7 @@ def _last_answer(value) -> str:
         return get(value[-1], "content")
     if isinstance(value, str):
         return value
-    raise BadRow("an answer is neither text nor a list of messages")
+    raise bad_rows.BadRow(bad_rows.WRONG_TYPE, "an answer is neither text nor a list of messages")
 
 
 def _preference(row: Row) -> Iterator[dict]:
@@ -186,9 +208,13 @@ def _ranking(row: Row) -> Iterator[dict]:
     responses, ranks = row["responses"], row["ranks"]
     fits = isinstance(responses, list) and isinstance(ranks, list) and len(responses) == len(ranks)
     if not fits or len(responses) < 2 or not all(isinstance(text, str) for text in responses):
-        raise BadRow("responses and ranks must be lists of one length, at least 2")
+        raise bad_rows.BadRow(
+            bad_rows.WRONG_TYPE, "responses and ranks must be lists of one length, at least 2"
+        )
     if not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
-        raise BadRow(f"ranks are whole numbers from 1 = best, found {ranks}")
+        raise bad_rows.BadRow(
+            bad_rows.SHAPE, f"ranks are whole numbers from 1 = best, found {ranks}"
+        )
     yield {
         "id": id_of(row),
         "roles": roles,
@@ -219,7 +245,7 @@ def _choice(row: Row) -> Iterator[dict]:
     question = CHOOSE.format(question=get(row, "question"), choices="、".join(candidates))
     label = str(row.get("label")).strip()  # sheets and CSV keep numbers as text
     if label not in ("0", "1", "2", "3", "4"):
-        raise BadRow(f"label {row.get('label')!r} is not one of 0 to 4")
+        raise bad_rows.BadRow(bad_rows.SHAPE, f"label {row.get('label')!r} is not one of 0 to 4")
     answer = candidates[int(label)]
     example = chat(row, ["user", "assistant"], [question, answer])
     yield example | {"genre": "classification", "candidates": candidates}

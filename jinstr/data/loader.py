@@ -15,8 +15,9 @@ import numpy as np
 import xxhash
 
 from jinstr import errors
-from jinstr.data import batching, mixing, packing, prepared
+from jinstr.data import batching, fingerprints, mixing, packing, prepared
 
+NO_ROWS = "JI-LOAD-002"  # code of the error of a set without an example that fits a row
 _ENDLESS = 1 << 40  # length of the step sequence shown to grain; training stops by itself
 
 
@@ -28,9 +29,6 @@ class LoaderConfig:
     batch_rows: int  # rows in a batch, over all hosts
     seed: int = 0  # orders rows; does not touch what is in a row
     rate_unit: str = "tokens"  # what sources' rates count: tokens | examples | passes
-    phases: tuple[
-        tuple[int, tuple[float, ...]], ...
-    ] = ()  # later rates: (from step, rate of each source)
     prefetch: int = 4  # batches read ahead by `iterate`
 
 
@@ -53,13 +51,20 @@ class _Source:
             packing.save(index, self.set.path)
         if index.num_rows == 0:
             raise errors.DataError(
-                "JI-LOAD-002",
+                NO_ROWS,
                 f"{source.name}: nothing to train on at SEQ_LEN={seq_len} "
                 f"({len(self.set)} records, {index.dropped} too long)",
             )
         self.index = index
         self.num_rows = index.num_rows
         self.num_examples = self.set.manifest["counts"]["examples"] - index.dropped
+
+    @property
+    def identity(self) -> dict:
+        """What tells this source from another, for fingerprints.record."""
+        return fingerprints.of_set(
+            self.name, self.rate, str(self.set.path), self.set.manifest, self.index.digest
+        )
 
     @property
     def text_bytes(self) -> float:
@@ -88,22 +93,19 @@ class Loader:
                 + ", ".join(f"{s.name}={t['tokenizer']}" for s, t in zip(self._sources, tokens)),
             )
         self.pad_id: int = tokens[0]["pad_id"]
-        phases = ((0, tuple(source.rate for source in self._sources)), *config.phases)
-        self._asked = [(step * config.batch_rows, rates) for step, rates in phases]
-        self._schedule = mixing.Schedule(
-            [(slot, self._row_shares(rates)) for slot, rates in self._asked]
-        )
+        self._schedule = mixing.Schedule(self._row_shares())
         self._ends = np.cumsum([source.num_rows for source in self._sources])
         self.num_rows = int(self._ends[-1])
         self.bytes_total = sum(source.text_bytes for source in self._sources)
-        identity = [(s.name, s.rate, s.set.fingerprint, s.index.digest) for s in self._sources]
-        self.fingerprint = xxhash.xxh3_64_hexdigest(f"{identity}{config}".encode())
+        batches = dataclasses.asdict(config)
+        del batches["prefetch"]
+        self.identity: dict = fingerprints.record(
+            [source.identity for source in self._sources], batches
+        )  # what checkpoints keep
+        self.fingerprint: str = self.identity["fingerprint"]
 
-    def _row_shares(self, rates: Sequence[float]) -> np.ndarray:
-        if len(rates) != len(self._sources):
-            raise errors.ConfigError(
-                "JI-LOAD-004", f"{len(rates)} rates for {len(self._sources)} sources"
-            )
+    def _row_shares(self) -> np.ndarray:
+        rates = [source.rate for source in self._sources]
         rows = [source.num_rows for source in self._sources]
         examples = [source.num_examples for source in self._sources]
         return mixing.row_shares(rates, self.config.rate_unit, rows, examples)
@@ -125,14 +127,14 @@ class Loader:
             "passes": [1 / source.num_rows for source in self._sources],
         }[self.config.rate_unit]
         units_S = rows_S * np.array(per_row)
-        rates = [rates for slot, rates in self._asked if slot <= step * self.config.batch_rows][-1]
+        asked = sum(source.rate for source in self._sources)
         return {
             source.name: {
-                "asked": rate / sum(rates),
+                "asked": source.rate / asked,
                 "realised": float(units / max(1e-9, units_S.sum())),
                 "epochs": float(rows / source.num_rows),
             }
-            for source, rate, units, rows in zip(self._sources, rates, units_S, rows_S)
+            for source, units, rows in zip(self._sources, units_S, rows_S)
         }
 
     def _rows(self, step: int, host: int, num_hosts: int) -> list[tuple[int, int]]:

@@ -2,12 +2,11 @@
 
 The rows of a run are numbered slots. Shares become whole numbers of rows per period of `PERIOD` slots by largest
 remainder, and each source's rows are spread evenly over the period. Slot → (source, how many rows of that source came
-before) is then two table look-ups, on 1 host or 64, at any step. Shares may change at given slots.
+before) is then two table look-ups, on 1 host or 64, at any step.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,64 +58,30 @@ def row_shares(
     return shares
 
 
-@dataclasses.dataclass(frozen=True)
-class _Phase:
-    first_slot: int
-    before_S: np.ndarray  # i64: rows drawn from each source before this phase
-    per_period_S: np.ndarray  # i64
-    source_P: np.ndarray  # i64: source of each slot of the period
-    rank_P: np.ndarray  # i64: rows of that source before it in the period
-
-
-def _phase(first_slot: int, before_S: np.ndarray, shares: np.ndarray) -> _Phase:
-    per_period_S = largest_remainder(shares, PERIOD)
-    places = [(np.arange(count) + 0.5) / count for count in per_period_S]
-    order_P = np.argsort(np.concatenate(places), kind="stable")
-    return _Phase(
-        first_slot=first_slot,
-        before_S=before_S,
-        per_period_S=per_period_S,
-        source_P=np.repeat(np.arange(len(per_period_S)), per_period_S)[order_P],
-        rank_P=np.concatenate([np.arange(count) for count in per_period_S])[order_P],
-    )
-
-
 class Schedule:
-    """Slot → source and row ordinal, for shares that are constant from one given slot to the next."""
+    """Slot → source and row ordinal."""
 
-    def __init__(self, phases: Sequence[tuple[int, np.ndarray]]):
-        """Args: phases, (first slot, row shares [S]) in ascending order, the first at slot 0."""
-        if (
-            not phases
-            or phases[0][0] != 0
-            or sorted({p[0] for p in phases}) != [p[0] for p in phases]
-        ):
-            raise errors.ConfigError(
-                "JI-MIX-004",
-                f"mixture phases must start at step 0 and ascend, found {[p[0] for p in phases]}",
-            )
-        self._phases: list[_Phase] = []
-        for first_slot, shares in phases:
-            before_S = self.counts(first_slot) if self._phases else np.zeros(len(shares), np.int64)
-            self._phases.append(_phase(first_slot, before_S, shares))
-
-    def _at(self, slot: int) -> _Phase:
-        return [phase for phase in self._phases if phase.first_slot <= slot][-1]
+    def __init__(self, shares: np.ndarray):
+        """Args: shares, f64 [S], of the rows (`row_shares`)."""
+        self._per_period_S = largest_remainder(shares, PERIOD)
+        places = [(np.arange(count) + 0.5) / count for count in self._per_period_S]
+        order_P = np.argsort(np.concatenate(places), kind="stable")
+        # Of each slot of the period: its source, and the rows of that source before it.
+        self._source_P = np.repeat(np.arange(len(places)), self._per_period_S)[order_P]
+        self._rank_P = np.concatenate([np.arange(n) for n in self._per_period_S])[order_P]
 
     def counts(self, slot: int) -> np.ndarray:
         """Rows drawn from each source in slots 0 to `slot` - 1, i64 [S]."""
-        phase = self._at(slot)
-        periods, rest = divmod(slot - phase.first_slot, PERIOD)
-        partial_S = np.bincount(phase.source_P[:rest], minlength=len(phase.per_period_S))
-        return phase.before_S + periods * phase.per_period_S + partial_S
+        periods, rest = divmod(slot, PERIOD)
+        partial_S = np.bincount(self._source_P[:rest], minlength=len(self._per_period_S))
+        return periods * self._per_period_S + partial_S
 
     def locate(self, slots: range) -> list[tuple[int, int]]:
         """(source, ordinal of the row within the source's endless sequence) of each slot."""
         found = []
         for slot in slots:
-            phase = self._at(slot)
-            periods, rest = divmod(slot - phase.first_slot, PERIOD)
-            source = int(phase.source_P[rest])
-            ordinal = phase.before_S[source] + periods * phase.per_period_S[source]
-            found.append((source, int(ordinal + phase.rank_P[rest])))
+            periods, rest = divmod(slot, PERIOD)
+            source = int(self._source_P[rest])
+            ordinal = periods * self._per_period_S[source] + self._rank_P[rest]
+            found.append((source, int(ordinal)))
         return found

@@ -5,6 +5,19 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Iterator, Mapping
 
+from jinstr.data import formats
+
+
+def checked(row: Mapping) -> Mapping:
+    """The row of a message. Errors: BadRow where it cannot be joined with others."""
+    for name in (
+        "message_id",
+        "role",
+        *(["parent_id"] if row.get("parent_id") is not None else []),
+    ):
+        formats.get(row, name)
+    return row
+
 
 def conversations(rows: Iterable[Mapping], dropped: collections.Counter) -> Iterator[dict]:
     """One row of messages for each path from a root question to an answer that nobody answered on.

@@ -102,7 +102,7 @@ def ensure_prepared(
         if source.path and prepared.is_prepared(source.path):
             found.append(_given(source, tokenizer_path, template))
             continue
-        folder = _folder(source, tokenizer_path, template, config, cache_dir)
+        folder, made_from = _folder(source, tokenizer_path, template, config, cache_dir)
         if not prepared.is_prepared(folder):
             if not may_prepare:
                 raise errors.ConfigError(
@@ -110,7 +110,7 @@ def ensure_prepared(
                     f"{source.name} is not prepared, and several processes are running; run first, in one process: "
                     f"jinstr prepare DATA={_word(source)} TOKENIZER={tokenizer_path} TEMPLATE={template}",
                 )
-            _make(source, folder, tokenizer_path, template, config)
+            _make(source, folder, tokenizer_path, template, config, made_from)
         if config.verify_data:
             prepared.PreparedSet(folder, verify=True)
         found.append(prepared.PreparedSource(path=str(folder), name=source.name, rate=source.rate))
@@ -129,7 +129,7 @@ def ensure_held_out(
         empty = None
         if source.part == "heldout" and not (source.path and prepared.is_prepared(source.path)):
             cache_dir = pathlib.Path(config.cache_dir).expanduser()
-            folder = _folder(
+            folder, _ = _folder(
                 source, settings["tokenizer_path"], settings["template"], config, cache_dir
             )
             empty = folder.with_name(f"{folder.name}.empty")
@@ -197,8 +197,8 @@ def _tokenizer_file(tokenizer_path: str) -> pathlib.Path:
     return tokenizer
 
 
-def _folder(source, tokenizer_path, template, config, cache_dir) -> pathlib.Path:
-    """Where the set of a source lives: its name and the digest of all that its bytes depend on."""
+def _folder(source, tokenizer_path, template, config, cache_dir) -> tuple[pathlib.Path, dict]:
+    """Where the set of a source lives (its name and a digest), and all that its bytes depend on."""
     tokenizer = _tokenizer_file(tokenizer_path)
     profile = tokenizer.with_suffix(".json")
     facts = {
@@ -212,10 +212,17 @@ def _folder(source, tokenizer_path, template, config, cache_dir) -> pathlib.Path
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in source.name)[:80]
-    return cache_dir / f"{name}-{key[:16]}"
+    return cache_dir / f"{name}-{key[:16]}", facts
 
 
-def _make(source, folder: pathlib.Path, tokenizer_path: str, template: str, config: PrepareConfig):
+def _make(
+    source,
+    folder: pathlib.Path,
+    tokenizer_path: str,
+    template: str,
+    config: PrepareConfig,
+    made_from,
+):
     """Let a child process build the set beside its place, then move it there."""
     _, size = state.source_state(source, folder.parent, False)
     request = {
@@ -227,15 +234,21 @@ def _make(source, folder: pathlib.Path, tokenizer_path: str, template: str, conf
         "shards": config.shards or max(1, math.ceil(size / SHARD_BYTES)),
         "audit": config.audit,
         "workers": config.workers or os.cpu_count() or 1,
+        "made_from": made_from,
+        "quarantine": f"{folder}.{prepared.QUARANTINE}",
     }
     aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         if template.endswith(".jinja"):
             (aside / TEMPLATE_FILE).write_text(state.template_text(template), "utf-8")
-        (aside / "request.json").write_text(json.dumps(request, ensure_ascii=False), "utf-8")
-        command = [sys.executable, "-m", "jinstr.data.prepare_worker", str(aside / "request.json")]
+        work = aside / "work"  # what is not part of the set
+        work.mkdir()
+        (work / "request.json").write_text(json.dumps(request, ensure_ascii=False), "utf-8")
+        command = [sys.executable, "-m", "jinstr.data.prepare_worker", str(work / "request.json")]
         status = subprocess.run(command, env=state.environment(), check=False).returncode
-        problem = aside / "error.json"
+        if (work / prepared.QUARANTINE).is_file():
+            os.replace(work / prepared.QUARANTINE, request["quarantine"])
+        problem = work / "error.json"
         if problem.is_file():
             facts = json.loads(problem.read_text("utf-8"))
             raise getattr(errors, facts["type"])(facts["code"], facts["message"])
@@ -244,7 +257,7 @@ def _make(source, folder: pathlib.Path, tokenizer_path: str, template: str, conf
                 "JI-PREPARE-006",
                 f"preparing {source.name} ended with status {status}; what went wrong stands above",
             )
-        (aside / "request.json").unlink()
+        shutil.rmtree(work)
         try:
             os.rename(aside, folder)
         except OSError:

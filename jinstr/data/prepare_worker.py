@@ -24,7 +24,7 @@ import xxhash
 from array_record.python import array_record_module
 
 from jinstr import errors
-from jinstr.data import encoding, prepared, records
+from jinstr.data import bad_rows, encoding, prepared, records
 from jinstr.data import sources as sources_lib
 
 BATCH_BYTES = (
@@ -231,7 +231,7 @@ def build(job: Job, examples: Iterable[dict], workers: int, start: str = "spawn"
     }
 
 
-def _manifest(request: dict, facts: dict, report: sources_lib.ReadReport, folder) -> dict:
+def _manifest(request: dict, facts: dict, report: bad_rows.Report, folder) -> dict:
     """All that the set says about itself."""
     from jinstr.text import tokenizer as tokenizer_lib
 
@@ -239,15 +239,19 @@ def _manifest(request: dict, facts: dict, report: sources_lib.ReadReport, folder
     files = {
         path.name: {"bytes": path.stat().st_size, "xxh3": prepared.file_digest(path)}
         for path in sorted(folder.iterdir())
-        if path.name != "request.json"
+        if path.is_file()
     }
     digests = json.dumps({name: file["xxh3"] for name, file in files.items()})
     return facts | {
         "format": prepared.FORMAT,
         "source": request["source"],
         "template": request["template"],
+        "made_from": request["made_from"],
         "drops": facts["drops"] | dict(report.dropped),
+        "notes": dict(report.notes) | report.drift(),
+        "rows": report.rows,  # of the files, before any was left out
         "bad_rows": report.bad,
+        "quarantine": report.kept_as if report.bad_rows else "",
         "files": files,
         "tokens": {
             "dtype": records.token_dtype(tokenizer.vocab_size),
@@ -260,8 +264,9 @@ def _manifest(request: dict, facts: dict, report: sources_lib.ReadReport, folder
 
 
 def main(request_path: str) -> int:
-    """Build the set that a request asks for, in the request's folder. What goes wrong is left in error.json."""
-    folder = pathlib.Path(request_path).parent
+    """Build the set that DIR/work/request.json asks for in DIR. What goes wrong is left in DIR/work/error.json."""
+    work = pathlib.Path(request_path).parent
+    folder = work.parent
     request = json.loads(pathlib.Path(request_path).read_text("utf-8"))
     source = sources_lib.SourceConfig(**request["source"])
     try:
@@ -281,7 +286,9 @@ def main(request_path: str) -> int:
             audit=request["audit"],
             folder=str(folder),
         )
-        report = sources_lib.ReadReport()
+        report = bad_rows.Report(
+            quarantine=work / prepared.QUARANTINE, kept_as=request["quarantine"]
+        )
         start = "fork" if source.path and sys.platform == "linux" else "spawn"
         facts = build(job, sources_lib.read(source, report), request["workers"], start)
         if not facts["counts"]["records"]:
@@ -295,7 +302,7 @@ def main(request_path: str) -> int:
         (folder / prepared.MANIFEST).write_text(text, "utf-8")
     except errors.JinstrError as error:
         facts = {"type": type(error).__name__, "code": error.code, "message": error.message}
-        (folder / "error.json").write_text(json.dumps(facts, ensure_ascii=False), "utf-8")
+        (work / "error.json").write_text(json.dumps(facts, ensure_ascii=False), "utf-8")
         return error.exit_code
     return 0
 

@@ -5,6 +5,7 @@
 <set>/lengths.npy               i32 [records]: targets of each record
 <set>/text_bytes.npy            f64 [records]: UTF-8 bytes of the trained text, times its weight
 <set>/pack-<T>/                 rows of T places (packing.py)
+<set>.quarantine.jsonl          bad rows that were left out (bad_rows.py)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jinstr.data import records
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,11 +134,3 @@ class PreparedSet:
     def read(self, indices: Sequence[int] | np.ndarray) -> list[records.Record]:
         """The records of the given numbers, in the order asked."""
         return [records.unpack(self.kind, data, self.dtype) for data in self.read_bytes(indices)]
-
-    def find(self, id: str) -> list[int]:
-        """Numbers of the records that came from the example `id` (reads the whole set)."""
-        found = []
-        for first in range(0, len(self), 1024):
-            numbers = range(first, min(first + 1024, len(self)))
-            found += [n for n, record in zip(numbers, self.read(numbers)) if record.id == id]
-        return found

@@ -6,6 +6,7 @@ which nothing distinguishes from text, go by their names.
 
 from __future__ import annotations
 
+import codecs
 import collections
 import csv
 import datetime
@@ -17,11 +18,7 @@ import pathlib
 from collections.abc import Iterator
 
 from jinstr import errors
-from jinstr.data import aozora
-
-
-class Skip(Exception):
-    """A row that cannot be read; the file goes on. The message says where and why."""
+from jinstr.data import aozora, bad_rows
 
 
 def _found(part: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
@@ -91,21 +88,38 @@ def kind_of(path: pathlib.Path) -> str:
         return "parquet"
     if path.suffix.lower() in (".csv", ".tsv"):
         return "csv"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith((b"[{", b"[ ", b"[\n", b"[\r")) or start.rstrip() == b"[]":
         return "json"
     if not start.startswith(b"{"):
         return "text"
-    line = start.partition(b"\n")[0]
+    return "jsonl" if _has_lines(start) else "json"
+
+
+def _has_lines(start: bytes) -> bool:
+    """Are the lines of this beginning values of their own, rather than one value over many lines?"""
+    first, newline, rest = start.partition(b"\n")
+    if not newline or _is_json(first):  # a first line longer than what was read, too
+        return True
+    # The first line may be broken. Inside one value, few lines are values: not most of them.
+    *others, last = rest.split(b"\n")
+    others = [line for line in others[:200] if line.strip()] + [last] * _is_json(last)
+    return first.strip() != b"{" and sum(map(_is_json, others)) > len(others) / 2
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
-        return "jsonl"
-    except ValueError:
-        # A first line longer than what was read, or one object over many lines.
-        return "json" if line.strip() in (b"{", b"{ ") or b"\n" in start else "jsonl"
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
-def _items(path: pathlib.Path, value) -> Iterator[tuple[str, dict | Skip]]:
+def _no_fields(value) -> bad_rows.BadRow:
+    raw = json.dumps(value, ensure_ascii=False)
+    return bad_rows.BadRow(bad_rows.NOT_FIELDS, f"a {type(value).__name__}, not fields", raw)
+
+
+def _items(path: pathlib.Path, value) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     """The rows of one JSON value: its items, those under `data` (SQuAD keeps its articles there), or itself."""
     rows = value
     if isinstance(value, dict):
@@ -113,7 +127,7 @@ def _items(path: pathlib.Path, value) -> Iterator[tuple[str, dict | Skip]]:
     for number, row in enumerate(rows, 1):
         yield (
             f"{path}, item {number}",
-            row if isinstance(row, dict) else Skip("an item without fields"),
+            row if isinstance(row, dict) else _no_fields(row),
         )
 
 
@@ -131,26 +145,37 @@ def _has_more(file: io.BufferedReader) -> bool:
     return more
 
 
-def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+def _broken(line: bytes, error: Exception) -> bad_rows.BadRow:
+    """What is wrong with a line that is no JSON."""
+    rule = bad_rows.NOT_JSON
+    if b"\0" in line:
+        rule = bad_rows.NUL
+    elif not line.endswith(b"\n"):
+        rule = bad_rows.TRUNCATED
+    elif isinstance(error, UnicodeDecodeError):
+        rule = bad_rows.NOT_UTF8
+    raw = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    return bad_rows.BadRow(rule, f"{rule} ({error})", raw)
+
+
+def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     with path.open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         for place, (number, line) in enumerate(lines):
             where = f"{path}:{number}"
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except ValueError as error:
-                yield where, Skip(f"not a line of JSON ({error})")
+                # Files that were joined have marks of their byte order in the middle.
+                row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                yield where, _broken(line, error)
                 continue
             if place == 0 and _is_whole(row) and not _has_more(file):
                 yield from _items(path, row)
                 return
-            yield (
-                where,
-                row if isinstance(row, dict) else Skip(f"a {type(row).__name__}, not fields"),
-            )
+            yield where, row if isinstance(row, dict) else _no_fields(row)
 
 
-def _json(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+def _json(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     try:
         value = json.loads(decode(path.read_bytes(), path))
     except ValueError as error:
@@ -169,7 +194,7 @@ def _cell(value) -> str:
     return str(value)
 
 
-def _table(path: str, rows: Iterator, first: int) -> Iterator[tuple[str, dict | Skip]]:
+def _table(path: str, rows: Iterator, first: int) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     """Rows of cells under a line of names; empty lines are passed over. path: with the sheet, of several."""
     names: list[str] = []
     for number, cells in enumerate(rows, first):
@@ -188,12 +213,14 @@ def _table(path: str, rows: Iterator, first: int) -> Iterator[tuple[str, dict | 
                 )
             continue
         if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
-            yield f"{path}, row {number}", Skip(f"{len(cells)} cells under {len(names)} names")
+            why = f"{len(cells)} cells under {len(names)} names"
+            raw = json.dumps(cells, ensure_ascii=False)
+            yield f"{path}, row {number}", bad_rows.BadRow(bad_rows.SHAPE, why, raw)
             continue
         yield f"{path}, row {number}", {n: cell for n, cell in zip(names, cells) if n}
 
 
-def _xlsx(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+def _xlsx(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     import openpyxl
 
     with path.open("rb") as file:  # openpyxl refuses names that do not end in .xlsx
@@ -204,7 +231,7 @@ def _xlsx(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
             yield from _table(place, sheet.iter_rows(values_only=True), 1)
 
 
-def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     text = decode(path.read_bytes(), path)
     csv.field_size_limit(1 << 30)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -215,7 +242,7 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
         raise errors.DataError("JI-READ-005", f"{path}: {error}") from None
 
 
-def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     import pyarrow.parquet
 
     number = 0
@@ -225,7 +252,7 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
             yield f"{path}, row {number}", row
 
 
-def _text(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
+def _text(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     text = decode(path.read_bytes(), path)
     row = {"text": text}
     if aozora.is_aozora(text):
@@ -244,8 +271,8 @@ _READ = {
 }
 
 
-def rows(path: pathlib.Path) -> Iterator[tuple[str, dict | Skip]]:
-    """(where, row) of everything in a file; in place of a row that cannot be read, a Skip that says why.
+def rows(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
+    """(where, row) of everything in a file; in place of a row that cannot be read, a BadRow that says why.
 
     Errors: DataError when the file as a whole cannot be read.
     """

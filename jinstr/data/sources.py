@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from jinstr import errors
-from jinstr.data import formats, oasst, readers, selection, splits
+from jinstr.data import bad_rows, file_examples, formats, readers, selection, splits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class SourceConfig:
     rate: float = 1.0  # share in the mixture, in the loader's rate_unit
     mixture: str = ""  # seqio Mixture that a task came from; the rate is then a share of examples
     on_bad: str = ""  # stop | skip; "" = skip for text, stop for people's data
+    most_bad: float = 0.001  # share of the rows that may be bad and left out; more of them stop
     answers: str = (
         "all"  # several to one question: all (weight 1/n) | rotate (one, by hash) | first
     )
@@ -63,6 +64,10 @@ class SourceConfig:
                     "JI-SOURCE-001",
                     f"SourceConfig.{field} = {getattr(self, field)!r}; allowed: {allowed}",
                 )
+        if not 0 <= self.most_bad <= 1:
+            raise errors.ConfigError(
+                "JI-SOURCE-014", f"SourceConfig.most_bad = {self.most_bad}; it is a share, 0 to 1"
+            )
         if sum(map(bool, (self.path, self.task, self.tfds))) != 1:
             raise errors.ConfigError(
                 "JI-SOURCE-002",
@@ -81,19 +86,6 @@ class SourceConfig:
                 words = [(p.stem if p.suffix else p.name).replace("*", "") for p in places]
                 name = "+".join(word or p.parent.name for word, p in zip(words, places))
             object.__setattr__(self, "name", name)
-
-
-@dataclasses.dataclass
-class ReadReport:
-    """What happened while reading: bad rows and what was left out, by reason."""
-
-    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    bad: list[str] = dataclasses.field(default_factory=list)  # the first few, with place and reason
-
-
-SHOWN_BAD = 20  # bad rows kept with their place
-MOST_BAD = 0.05  # with on_bad=skip: more than this share of bad rows stops after all
-FIRST_ROWS = 200  # rows after which MOST_BAD is looked at
 
 
 # What stands before the split: a name, perhaps with a version, as TFDS writes it (wiki40b/ja:1.3.0).
@@ -159,123 +151,15 @@ def kind(source: SourceConfig) -> str:
         return formats.FORMATS[source.format].kind
     for path in readers.files_of(source.path):
         for where, row in readers.rows(path):
-            if not isinstance(row, readers.Skip):
-                return formats.FORMATS[_format(source, where, _renamed(source, row))].kind
+            if not isinstance(row, bad_rows.BadRow):
+                row = file_examples.renamed(source, row)
+                return formats.FORMATS[file_examples.format_of(source, where, row)].kind
     raise errors.DataError("JI-SOURCE-005", f"{source.path}: no rows")
-
-
-def fields_of(source: SourceConfig) -> dict[str, str]:
-    """Column → name in the format, from `fields`. Errors: ConfigError."""
-    pairs = {}
-    for word in filter(None, source.fields.split(",")):
-        name, equals, column = word.partition("=")
-        if not equals:
-            raise errors.ConfigError(
-                "JI-SOURCE-006", f"FIELDS: {word!r} is not name=column, as in instruction=質問"
-            )
-        pairs[column.strip()] = name.strip()
-    return pairs
-
-
-def _renamed(source: SourceConfig, row: dict) -> dict:
-    pairs = fields_of(source)
-    return {pairs.get(name, name): value for name, value in row.items()} if pairs else row
-
-
-def _format(source: SourceConfig, where: str, row: dict) -> str:
-    """The format of a row that names none. Errors: DataError when no format fits, or several."""
-    if source.format:
-        return source.format
-    fitting = formats.fits(row)
-    if len(fitting) == 1:
-        return fitting[0]
-    problem = f"fits {' and '.join(fitting)}" if fitting else "fits no format"
-    raise errors.DataError(
-        "JI-SOURCE-007",
-        f"{where}: a row with the fields {', '.join(row)} {problem}; say FORMAT={'|'.join(fitting or formats.FORMATS)} "
-        "or name the columns: FIELDS=instruction=質問,output=回答",
-    )
-
-
-def _file_rows(source: SourceConfig) -> Iterator[tuple[str, str, str, dict | readers.Skip]]:
-    """(where, name of the file, where in it by that name, row with its columns renamed)."""
-    for name, path in readers.named_files(source.path):
-        for where, row in readers.rows(path):
-            row = row if isinstance(row, readers.Skip) else _renamed(source, row)
-            yield where, name, name + where.removeprefix(str(path)), row
-
-
-def _file_examples(source: SourceConfig, report: ReadReport) -> Iterator[dict]:
-    """Examples of files in order, each with an id; bad rows stop the reading or are counted."""
-    shape, last_file, seen_rows = "", "", 0
-    tree: list[dict] = []
-
-    def bad(where: str, why: str, row) -> None:
-        on_bad = source.on_bad or (
-            "skip" if formats.FORMATS[shape or "text"].kind == "lm" else "stop"
-        )
-        shown = f"{where}: {why}" + (
-            f" (fields: {', '.join(row)})" if isinstance(row, dict) else ""
-        )
-        if on_bad == "stop":
-            raise errors.DataError(
-                "JI-SOURCE-008",
-                f"{shown}; correct the row, or leave such rows out with ON_BAD=skip",
-            )
-        report.dropped["bad row"] += 1
-        report.bad += [shown] if len(report.bad) < SHOWN_BAD else []
-
-    for where, file, place, row in _file_rows(source):
-        seen_rows += 1
-        if seen_rows >= FIRST_ROWS and report.dropped["bad row"] > MOST_BAD * seen_rows:
-            raise errors.DataError(
-                "JI-SOURCE-009",
-                f"{source.path}: {report.dropped['bad row']} of {seen_rows - 1} rows are bad; {report.bad[-1]}",
-            )
-        if isinstance(row, readers.Skip):
-            bad(where, str(row), row)
-            continue
-        if file != last_file:
-            found = _format(source, where, row)
-            if shape and formats.FORMATS[found].kind != formats.FORMATS[shape].kind:
-                raise errors.DataError(
-                    "JI-SOURCE-010",
-                    f"{where}: {found} rows in a source that began with {shape}; make two sources",
-                )
-            shape, last_file = found, file
-        if shape == "oasst":
-            tree.append(row)
-            continue
-        try:
-            examples = list(formats.FORMATS[shape].examples(row))
-        except (formats.BadRow, KeyError, TypeError) as error:
-            bad(where, str(error), row)
-            continue
-        for example in examples:
-            yield _finish(source, example, row, place)
-    for row in oasst.conversations(tree, report.dropped):
-        for example in formats.FORMATS["messages"].examples(row):
-            yield _finish(source, example, row, row["id"])
-
-
-def _finish(source: SourceConfig, example: dict, row: dict, place: str) -> dict:
-    """The example with its id, and with its group from `group_by`."""
-    example["id"] = example["id"] or place
-    if source.group_by:
-        if source.group_by not in row:
-            raise errors.DataError(
-                "JI-SOURCE-011",
-                f"{source.name}, {example['id']}: no field {source.group_by!r} to group by; found {', '.join(row)}",
-            )
-        example["group"] = str(row[source.group_by])
-    return example | {"group": example["group"] or example["id"]}
 
 
 def size(example: dict) -> int:
     """UTF-8 bytes of all text in an example."""
-    texts = [example["text"]] if "text" in example else list(example["contents"])
-    texts += [example[name] for name in ("chosen", "rejected") if name in example]
-    return sum(len(text.encode("utf-8")) for text in [*texts, *example.get("responses", ())])
+    return sum(len(text.encode("utf-8")) for text in formats.texts(example))
 
 
 def _held_out(source: SourceConfig, again: Callable[[], Iterator[dict]]) -> Callable[[str], bool]:
@@ -290,26 +174,27 @@ def _held_out(source: SourceConfig, again: Callable[[], Iterator[dict]]) -> Call
     return splits.greedy(sizes, source.holdout).__contains__
 
 
-def read(source: SourceConfig, report: ReadReport | None = None) -> Iterator[dict]:
+def read(source: SourceConfig, report: bad_rows.Report | None = None) -> Iterator[dict]:
     """The examples of a source. `report` collects what was left out.
 
     Errors: DataError with file, line, fields found and the way out.
     """
-    report = ReadReport() if report is None else report
+    report = bad_rows.Report() if report is None else report
 
-    def examples(into: ReadReport) -> Iterator[dict]:
+    def examples(into: bad_rows.Report) -> Iterator[dict]:
         if source.path:
-            raw = _file_examples(source, into)
+            raw = file_examples.examples(source, into)
         else:
             from jinstr.data import tasks
 
             raw = (
-                _finish(source, example, example, "") for example in tasks.examples(source, into)
+                file_examples.finish(source, example, example, "")
+                for example in tasks.examples(source, into)
             )
         return selection.distinct(raw, into.dropped)
 
     def again() -> Iterator[dict]:
-        return examples(ReadReport())
+        return examples(bad_rows.Report())
 
     is_held_out = _held_out(source, again)
     left_out = selection.read_list(source.exclude)
@@ -340,7 +225,8 @@ def read(source: SourceConfig, report: ReadReport | None = None) -> Iterator[dic
         yield example
         count += 1
         if count == source.limit:
-            return
+            break
+    bad_rows.check_share(source, report)
 
 
 def heldout_groups(source: SourceConfig) -> list[str]:

@@ -167,8 +167,9 @@ def source_state(source: sources_lib.SourceConfig, cache_dir: pathlib.Path, veri
     size = 0
     if source.path:
         names, paths = zip(*readers.named_files(source.path))
-        size = sum(path.stat().st_size for path in paths)
-        facts["files"] = list(zip(names, _file_digests(paths, cache_dir, verify)))
+        sizes = [path.stat().st_size for path in paths]
+        size = sum(sizes)
+        facts["files"] = list(zip(names, _file_digests(paths, cache_dir, verify), sizes))
     if source.exclude:
         path = pathlib.Path(source.exclude).expanduser()
         facts["exclude"] = prepared.file_digest(path) if path.is_file() else ""

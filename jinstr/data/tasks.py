@@ -18,7 +18,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jinstr import errors
-from jinstr.data import formats
+from jinstr.data import bad_rows, file_examples, formats
 from jinstr.data import sources as sources_lib
 
 # Rank of each text feature of an example.
@@ -256,27 +256,24 @@ def _tfds_format(source: sources_lib.SourceConfig, row: Mapping) -> str:
     return fitting[0]
 
 
-def _tfds_examples(
-    source: sources_lib.SourceConfig, report: sources_lib.ReadReport
-) -> Iterator[dict]:
-    pairs = sources_lib.fields_of(source)
+def _tfds_examples(source: sources_lib.SourceConfig, report: bad_rows.Report) -> Iterator[dict]:
+    pairs, name = file_examples.fields_of(source), ""
     for number, row in enumerate(_tfds_rows(source)):
         row = {pairs.get(name, name): value for name, value in row.items()}
-        name = _tfds_format(source, row)
+        report.row(row)
+        name = name or _tfds_format(source, row)
         try:
-            for example in formats.FORMATS[name].examples(row):
-                id = example["id"] or str(row.get("wikidata_id") or number)
-                yield dict(row) | example | {"id": id, "group": example["group"] or id}
-        except (formats.BadRow, KeyError, TypeError) as error:
-            if source.on_bad != "skip":
-                raise errors.DataError(
-                    "JI-TASK-010",
-                    f"tfds:{source.tfds}, row {number}: {error}; or leave out: ON_BAD=skip",
-                ) from None
-            report.dropped["bad row"] += 1
+            found = [formats.checked(example) for example in formats.FORMATS[name].examples(row)]
+        except bad_rows.WRONG_SHAPES as error:
+            facts = (f"tfds:{source.tfds}", f", row {number}", bad_rows.of(error), row)
+            bad_rows.handle(source, formats.FORMATS[name].kind, report, *facts)
+            continue
+        for example in found:
+            id = example["id"] or str(row.get("wikidata_id") or number)
+            yield dict(row) | example | {"id": id, "group": example["group"] or id}
 
 
-def examples(source: sources_lib.SourceConfig, report: sources_lib.ReadReport) -> Iterator[dict]:
+def examples(source: sources_lib.SourceConfig, report: bad_rows.Report) -> Iterator[dict]:
     """Examples of a Task or a TFDS set, as sources.read yields them for files."""
     yield from _tfds_examples(source, report) if source.tfds else _task_examples(source)
 

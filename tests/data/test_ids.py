@@ -6,7 +6,7 @@ import shutil
 import openpyxl
 import pytest
 
-from jinstr.data import readers, sources
+from jinstr.data import bad_rows, readers, sources
 
 
 def write(path, *rows):
@@ -15,7 +15,7 @@ def write(path, *rows):
 
 
 def ids(path, **settings):
-    report = sources.ReadReport()
+    report = bad_rows.Report()
     found = sources.read(sources.SourceConfig(path=str(path), **settings), report)
     return [example["id"] for example in found], dict(report.dropped)
 

@@ -6,7 +6,7 @@ import pytest
 
 from jinstr import errors
 from jinstr.commands import prepare as prepare_command
-from jinstr.data import dataset, prepare, selection, sources
+from jinstr.data import bad_rows, dataset, prepare, selection, sources
 
 ODD = [
     "一行",
@@ -51,7 +51,7 @@ def test_held_out_prompts_of_one_file_are_left_out_of_another(tmp_path, tokenize
     one = sources.SourceConfig(path=str(tmp_path / "one.jsonl"), holdout=0.3)
     wanted = set(sources.heldout_groups(one))
     assert {b for b in breaks for p in wanted if b in p} == set(breaks)
-    report = sources.ReadReport()
+    report = bad_rows.Report()
     two = sources.SourceConfig(path=str(tmp_path / "two.jsonl"), exclude=str(held))
     left = {example["contents"][0] for example in sources.read(two, report)}
     assert left == set(prompts) - wanted and report.dropped == {"excluded": len(wanted)}

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from jinstr import errors
-from jinstr.data import aozora, formats, sources, splits
+from jinstr.data import aozora, bad_rows, formats, sources, splits
 
 ROWS = {
     "text": {"id": "d1", "text": "本文です。"},
@@ -121,19 +121,21 @@ def test_a_bad_row_of_people_s_data_stops_with_its_place(tmp_path):
         errors.DataError, match=r"a.jsonl:2: no output \(fields: ID, text, output\)"
     ):
         read(path)
-    report = sources.ReadReport()
+    report = bad_rows.Report()
     source = sources.SourceConfig(path=path, on_bad="skip")
     assert len(list(sources.read(source, report))) == 1
-    assert report.dropped == {"bad row": 1} and "a.jsonl:2" in report.bad[0]
+    assert report.dropped == {"bad row: missing field": 1} and "a.jsonl:2" in report.bad[0]
 
 
 def test_bad_lines_of_text_are_counted_and_capped(tmp_path):
     lines = [json.dumps({"text": f"文{n}"}) for n in range(300)]
     lines[7] = '{"text": '
     (tmp_path / "web.jsonl").write_text("\n".join(lines), "utf-8")
-    report = sources.ReadReport()
+    report = bad_rows.Report()
     source = sources.SourceConfig(path=str(tmp_path / "web.jsonl"))
-    assert len(list(sources.read(source, report))) == 299 and report.dropped["bad row"] == 1
+    assert len(list(sources.read(source, report))) == 299 and report.dropped == {
+        "bad row: not JSON": 1
+    }
     lines[100:150] = ["{"] * 50
     (tmp_path / "web.jsonl").write_text("\n".join(lines), "utf-8")
     with pytest.raises(errors.DataError, match="of .* rows are bad"):
@@ -177,7 +179,7 @@ def test_dialogues_that_open_alike_are_not_answers_to_one_question(tmp_path):
 def test_texts_are_told_apart_by_id_over_files(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"id": "x", "text": "一"}, {"id": "y", "text": "二"}])
     write_jsonl(tmp_path / "b.jsonl", [{"id": "y", "text": "二"}, {"id": "z", "text": "三"}])
-    report = sources.ReadReport()
+    report = bad_rows.Report()
     source = sources.SourceConfig(path=f"{tmp_path}/a.jsonl+{tmp_path}/b.jsonl")
     assert [e["id"] for e in sources.read(source, report)] == ["x", "y", "z"]
     assert report.dropped == {"same id": 1}
@@ -256,7 +258,7 @@ def test_oasst_tree(tmp_path):
         row("g", None, "prompter", "だれも答えない"),
     ]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    report = sources.ReadReport()
+    report = bad_rows.Report()
     found = list(sources.read(sources.SourceConfig(path=path), report))
     assert [e["contents"] for e in found] == [
         ["問い", "答え1", "問い2", "答え3"],
