@@ -128,6 +128,9 @@ def load(set_path: pathlib.Path, seq_len: int) -> PackIndex | None:
     if not (folder / "pack.json").exists():
         return None
     facts = json.loads((folder / "pack.json").read_text())
+    if "digest" not in facts:  # an earlier version's rows: packed again
+        shutil.rmtree(folder)
+        return None
     return PackIndex(
         seq_len=seq_len,
         offsets=np.load(folder / "offsets.npy", mmap_mode="r"),

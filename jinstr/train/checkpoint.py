@@ -34,6 +34,7 @@ from jinstr import errors
 from jinstr.testing import faults
 from jinstr.train import storage
 
+SLOW_SECONDS = 1.0  # that a save may wait for the one before it without a word
 FORMAT = 2  # 1 had no digest of the manifest itself; it is read
 
 
@@ -104,6 +105,7 @@ class Checkpointer:
         self._commit: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._failed_step: int | None = None
+        self._told_slow = False
 
     def is_due(self, step: int) -> bool:
         return step % self.config.every_steps == 0
@@ -113,7 +115,7 @@ class Checkpointer:
 
         The commit follows in the background (`async_save`). Errors: StorageError, also for the save before this one.
         """
-        self.wait()
+        self._wait_for_the_last(step)
         target = self.folder / str(step)
         if target.exists():
             if self._problem(step) is None:
@@ -141,6 +143,21 @@ class Checkpointer:
         self._commit.start()
         if not self.config.async_save:
             self.wait()
+
+    def _wait_for_the_last(self, step: int) -> None:
+        """One save at a time; storage that holds up the training is told of, once."""
+        before = time.monotonic()
+        self.wait()
+        waited = time.monotonic() - before
+        if waited > SLOW_SECONDS and not self._told_slow:
+            self._told_slow = True
+            storage.incident(
+                self.run_dir,
+                step,
+                "slow storage",
+                f"training waited {waited:.1f} s for the save before this one to be written; save less often "
+                f"(SAVE_EVERY, now {self.config.every_steps}) or to a faster disk",
+            )
 
     def _aside(self, step: int) -> pathlib.Path:
         return self.folder / f"{step}.saving"

@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -59,6 +61,37 @@ class Ended:
     folder: pathlib.Path
 
 
+class Process:
+    """A run that was started: its pid, its output so far, a way to wait for its exit status."""
+
+    def __init__(self, pid: int, output: pathlib.Path, wait: Callable[[], int]):
+        self.pid, self.output, self.wait = pid, output, wait
+
+    def text(self) -> str:
+        return self.output.read_text("utf-8", "replace") if self.output.exists() else ""
+
+    def until(self, words: str, seconds: float = 120.0) -> None:
+        """Wait until its output holds these words."""
+        limit = time.monotonic() + seconds
+        while words not in self.text():
+            assert time.monotonic() < limit, f"{words!r} did not come: {self.text()[-2000:]}"
+            time.sleep(0.02)
+
+    def running(self) -> bool:
+        """Is there still a process of this number? (One that ended but was not waited for counts as gone.)"""
+        try:
+            return (
+                pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+                != "Z"
+            )
+        except OSError:
+            return False
+
+    def end(self, folder: pathlib.Path) -> Ended:
+        status = self.wait()
+        return Ended(status, self.text(), folder)
+
+
 class Rig:
     """A folder with data, tokenizer and model, and runs in it."""
 
@@ -88,32 +121,83 @@ class Rig:
         words = [f"{name}={value}" for name, value in settings.items()]
         return ["pretrain", "model.gin", *files, *words]
 
-    def start(self, words: list[str], *, faults: str = "", prefix=(), **environment: str):
-        """Start `jinstr words…` (under `prefix`, such as strace) and return the process; its output goes to pipes."""
+    def environment(self, faults: str, more: dict[str, str]) -> dict[str, str]:
         variables = os.environ | {
             "PYTHONPATH": str(REPOSITORY),
+            "PYTHONUNBUFFERED": "1",
+            "OPENBLAS_NUM_THREADS": "1",
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": str(self.place / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
+        return variables | ({fault_points.VARIABLE: faults} if faults else {}) | more
+
+    def start(
+        self, words: list[str], *, faults: str = "", prefix=(), **environment: str
+    ) -> Process:
+        """Start `jinstr words…`. Under `prefix` (such as strace), or with variables that JAX reads when it is imported,
+        by executing Python anew; else by fork from a process that has imported jinstr."""
+        variables = self.environment(faults, environment)
         if faults:
-            variables[fault_points.VARIABLE] = faults
             words = [*words, "--allow_faults"]
+        self._count = getattr(self, "_count", 0) + 1
+        output = self.place / f"output-{self._count}.txt"
+        if prefix or any(name.startswith("JAX_") or name == "PYTHONPATH" for name in environment):
+            with output.open("wb") as file:
+                popen = subprocess.Popen(
+                    [*prefix, sys.executable, "-c", ENTRY, *words],
+                    stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                    env=variables, cwd=self.place, start_new_session=True,
+                )  # fmt: skip
+            return Process(popen.pid, output, popen.wait)
+        request = {
+            "words": words,
+            "environment": variables,
+            "folder": str(self.place),
+            "output": str(output),
+        }
+        self._zygote.stdin.write(json.dumps(request) + "\n")
+        self._zygote.stdin.flush()
+        while not self._started:
+            self._read()
+        pid = self._started.pop()
+
+        def wait() -> int:
+            while pid not in self._ended:
+                self._read()
+            return self._ended.pop(pid)
+
+        return Process(pid, output, wait)
+
+    @functools.cached_property
+    def _zygote(self) -> subprocess.Popen:
+        self._started, self._ended = [], {}
         return subprocess.Popen(
-            [*prefix, sys.executable, "-c", ENTRY, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=variables | environment,
-            cwd=self.place,
-        )
+            [sys.executable, "-m", "tests.faults.zygote"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=self.environment("", {}), cwd=REPOSITORY,
+        )  # fmt: skip
+
+    def _read(self) -> None:
+        """Take one message of the zygote."""
+        facts = json.loads(self._zygote.stdout.readline())
+        if "status" in facts:
+            self._ended[facts["pid"]] = facts["status"]
+        else:
+            self._started.append(facts["pid"])
 
     def train(self, name: str, *more: str, faults: str = "", prefix=(), **environment) -> Ended:
         """Run a pretraining command to its end."""
         process = self.start(self.words(name, *more), faults=faults, prefix=prefix, **environment)
-        text, _ = process.communicate()
-        return Ended(process.returncode, text, self.place / name)
+        return process.end(self.place / name)
+
+    def copy(self, name: str, of: pathlib.Path | None = None) -> pathlib.Path:
+        """A run directory like that of a finished run (by default the undisturbed one), to damage."""
+        folder = self.place / name
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(of or self.reference.folder, folder)
+        return folder
 
     @functools.cached_property
     def reference(self) -> Ended:
@@ -139,6 +223,26 @@ def steps_of(folder: pathlib.Path) -> list[int]:
 
 def lines(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def logged(folder: pathlib.Path) -> list[dict]:
+    """The whole lines of metrics.jsonl; the last may be cut off by a kill."""
+    path = folder / "metrics.jsonl"
+    found = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def tree_digest(folder: pathlib.Path) -> str:
+    """sha256 over names and bytes of all files below a folder."""
+    state = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        state.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return state.hexdigest()
 
 
 def array_digests(folder: pathlib.Path, step: int) -> dict[str, str]:
