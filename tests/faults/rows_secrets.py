@@ -71,7 +71,9 @@ def _secrets(rig: rig_lib.Rig, full: bool) -> tuple[str, bool]:
     names = ["secret", "tracked.json"]
     leaks = _holds(rig, texts, names, CANARY)
     seen = _holds(rig, texts, names, PLAIN.encode())
-    controlled = {"secret/config.json", "secret/config.gin", "tracked.json"} <= set(seen)
+    # Records of earlier starts are kept under numbers.
+    kinds = {place.partition(".")[0] + place[-5:] for place in seen}
+    controlled = {"secret/config.json", "secret/config.1.gin", "tracked.json"} <= {*kinds, *seen}
     controlled &= "cannot log in with" in texts[5] + texts[6]
     count = sum(file.is_file() for file in (rig.place / "secret").rglob("*"))
     told = (
