@@ -22,9 +22,9 @@ import gin
 from gin import config_parser
 
 import jinstr
-from jinstr import cli, errors, recipes, record, redact, settings
+from jinstr import cli, errors, failures, recipes, record, redact, settings
 from jinstr.testing import faults
-from jinstr.train import stopping, storage
+from jinstr.train import stopping
 
 gin.add_config_file_search_path(str(recipes.REPOSITORY))
 # gin also looks for files inside Python packages, and fails on a folder of .gin files that is none.
@@ -49,12 +49,21 @@ def _main(argv: list[str]) -> int:
         arm_faults(request)
         run(request)
     except errors.JinstrError as error:
-        print(f"jinstr: {' '.join(redact.text(str(error)).split())}", file=sys.stderr)
-        return error.exit_code
+        return _told(error)
     except KeyboardInterrupt:
         print("jinstr: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (known := failures.of_machine(error)) is None:
+            raise
+        return _told(known)
     return 0
+
+
+def _told(error: errors.JinstrError) -> int:
+    """Print an error in one line; its exit status."""
+    print(f"jinstr: {' '.join(redact.text(str(error)).split())}", file=sys.stderr)
+    return error.exit_code
 
 
 def run(request: cli.Request) -> None:
@@ -75,15 +84,15 @@ def run(request: cli.Request) -> None:
             print("\n".join(plan.lines(kwargs)), file=sys.stderr)
         return
     # Only training writes into run_dir; other commands read a model from there.
-    if is_training and record.process_index() == 0:
-        run_dir = pathlib.Path(kwargs["run_dir"])
-        texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
-        with storage.lease(run_dir), stopping.Signals():
-            for change in record.write(run_dir, resolved, *texts):
-                print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
-            entry(**kwargs)
+    if not is_training:
+        entry(**kwargs)
         return
-    entry(**kwargs)
+    run_dir, writes = pathlib.Path(kwargs["run_dir"]), record.process_index() == 0
+    texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
+    with stopping.running(run_dir, writes):
+        for change in record.write(run_dir, resolved, *texts) if writes else ():
+            print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
+        entry(**kwargs)
 
 
 def arm_faults(request: cli.Request) -> None:

@@ -27,6 +27,7 @@ LEVELS = {
     "text": 2,
     "parallel": 1,
     "settings": 1,
+    "failures": 1,
     "errors": 0,
     "redact": 0,
     "testing": 0,

@@ -16,7 +16,7 @@ from jinstr.samples import build
 from jinstr.text import normalise as normalise_lib
 from jinstr.text import train_tokenizer
 from jinstr.train import checkpoint as checkpoint_lib
-from jinstr.train import evaluation, loop
+from jinstr.train import evaluation, loop, stopping
 from jinstr.train import optimizer as optimizer_lib
 
 
@@ -63,60 +63,63 @@ def quickstart(
         prepare=prepare_lib.PrepareConfig(cache_dir=str(place / "prepared"), audit="stop"),
         seed=seed,
     )
-    print("[3/4] 事前学習 / pretraining")
-    pretrain_lib.pretrain(
-        data=dataset_lib.DataConfig(
-            data=f"{data}/corpus.jsonl", holdout=0.02, seq_len=256, batch_tokens=batch_tokens
-        ),
-        tokenizer=str(place / "tokenizer.model"),
-        model=model,
-        optimizer=optimizer_lib.OptimizerConfig(
-            name="muon",
-            learning_rate=5e-3,
-            muon_learning_rate=0.02,
-            schedule="wsd",
-            warmup_steps=30,
-            decay_share=0.4,
-            final_share=0.02,
-        ),
-        loop_config=loop.LoopConfig(num_steps=pretrain_steps, log_every=20, eval_every=200),
-        evaluation_config=evaluation.EvaluationConfig(
-            samples=3, sample_prompts=("灯ヶ浦は", "渚木サヨは", "春になると、"), max_new_tokens=64
-        ),
-        checkpoint=checkpoint_lib.CheckpointConfig(every_steps=200),
-        run_dir=str(place / "base"),
-        init="",
-        **common,
-    )
+    with stopping.running(place, writes=True):
+        print("[3/4] 事前学習 / pretraining")
+        pretrain_lib.pretrain(
+            data=dataset_lib.DataConfig(
+                data=f"{data}/corpus.jsonl", holdout=0.02, seq_len=256, batch_tokens=batch_tokens
+            ),
+            tokenizer=str(place / "tokenizer.model"),
+            model=model,
+            optimizer=optimizer_lib.OptimizerConfig(
+                name="muon",
+                learning_rate=5e-3,
+                muon_learning_rate=0.02,
+                schedule="wsd",
+                warmup_steps=30,
+                decay_share=0.4,
+                final_share=0.02,
+            ),
+            loop_config=loop.LoopConfig(num_steps=pretrain_steps, log_every=20, eval_every=200),
+            evaluation_config=evaluation.EvaluationConfig(
+                samples=3,
+                sample_prompts=("灯ヶ浦は", "渚木サヨは", "春になると、"),
+                max_new_tokens=64,
+            ),
+            checkpoint=checkpoint_lib.CheckpointConfig(every_steps=200),
+            run_dir=str(place / "base"),
+            init="",
+            **common,
+        )
 
-    print("[4/4] 指示チューニング / instruction tuning")
-    tasks = ",".join(f"{name}={data}/eval_{name}.jsonl" for name in build.EVALUATIONS)
-    summary = sft_lib.sft(
-        init=str(place / "base"),
-        template="chatml",
-        data=dataset_lib.DataConfig(
-            data=f"{data}/instructions.jsonl,{data}/conversations.jsonl",
-            eval_data="",
-            holdout=0.05,
-            seq_len=512,
-            batch_tokens=batch_tokens,
-        ),
-        execution=config_lib.ExecutionConfig(),
-        optimizer=optimizer_lib.OptimizerConfig(
-            name="muon",
-            learning_rate=2e-3,
-            muon_learning_rate=0.005,
-            warmup_steps=20,
-            weight_decay=0.0,
-        ),
-        loop_config=loop.LoopConfig(num_steps=sft_steps, log_every=20, eval_every=0),
-        evaluation_config=evaluation.EvaluationConfig(
-            tasks=tasks, samples=8, max_new_tokens=48, batch_rows=32
-        ),
-        checkpoint=checkpoint_lib.CheckpointConfig(every_steps=200),
-        run_dir=str(place / "sft"),
-        **common,
-    )
+        print("[4/4] 指示チューニング / instruction tuning")
+        tasks = ",".join(f"{name}={data}/eval_{name}.jsonl" for name in build.EVALUATIONS)
+        summary = sft_lib.sft(
+            init=str(place / "base"),
+            template="chatml",
+            data=dataset_lib.DataConfig(
+                data=f"{data}/instructions.jsonl,{data}/conversations.jsonl",
+                eval_data="",
+                holdout=0.05,
+                seq_len=512,
+                batch_tokens=batch_tokens,
+            ),
+            execution=config_lib.ExecutionConfig(scan_layers=model.scan_layers),
+            optimizer=optimizer_lib.OptimizerConfig(
+                name="muon",
+                learning_rate=2e-3,
+                muon_learning_rate=0.005,
+                warmup_steps=20,
+                weight_decay=0.0,
+            ),
+            loop_config=loop.LoopConfig(num_steps=sft_steps, log_every=20, eval_every=0),
+            evaluation_config=evaluation.EvaluationConfig(
+                tasks=tasks, samples=8, max_new_tokens=48, batch_rows=32
+            ),
+            checkpoint=checkpoint_lib.CheckpointConfig(every_steps=200),
+            run_dir=str(place / "sft"),
+            **common,
+        )
     _tell(summary, place, time.time() - started)
     return summary
 

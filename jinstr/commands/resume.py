@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 
 from jinstr import cli, record
-from jinstr.train import storage
+from jinstr.train import stopping
 
 
 def resume(*, run_dir: str, module: str) -> dict:
@@ -23,7 +23,5 @@ def resume(*, run_dir: str, module: str) -> dict:
     if kwargs["checkpoint"].resume == "never":  # that was about a directory that was to be new
         kwargs["checkpoint"] = dataclasses.replace(kwargs["checkpoint"], resume="auto")
     entry = cli.entry_function(command)
-    if record.process_index() > 0:
-        return entry(**kwargs)
-    with storage.lease(pathlib.Path(run_dir)):
+    with stopping.running(pathlib.Path(run_dir), record.process_index() == 0):
         return entry(**kwargs)

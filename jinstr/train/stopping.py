@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 
 from jinstr import errors
+from jinstr.train import storage
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PATIENCE = 0.5  # seconds that the main thread has to notice a signal before a compilation is cut
@@ -116,3 +118,16 @@ def check() -> None:
     """A place in an evaluation where it may be left. Errors: Asked when a signal came."""
     if _current and _current.name and _current.phase == "evaluate":
         raise Asked
+
+
+@contextlib.contextmanager
+def running(run_dir: pathlib.Path, writes: bool) -> Iterator[None]:
+    """A training run in this process: signals are heard, and the process that writes holds the directory.
+
+    Errors: RunInUseError, StorageError of storage.lease.
+    """
+    with contextlib.ExitStack() as stack:
+        if writes:
+            stack.enter_context(storage.lease(run_dir))
+        stack.enter_context(Signals())
+        yield

@@ -1,0 +1,48 @@
+"""What the machine refuses, as errors that a user can act on: memory, file handles, room on disk."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import sys
+
+from jinstr import errors
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNWRITABLE = (errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
+
+
+def peak_gib() -> float:
+    """The most memory that this process has held, GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)
+
+
+def of_machine(error: BaseException) -> errors.JinstrError | None:
+    """The error as one of ours, or None where it is something else (a defect, which keeps its traceback).
+
+    JAX is not imported for this: its out-of-memory error is known by the status that it names.
+    """
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return errors.MachineError(
+            "JI-MACHINE-001",
+            f"out of memory (peak of this process {peak_gib():.1f} GiB): lower BATCH_TOKENS or raise MICROBATCHES, or "
+            "REMAT=full; what does not fit: " + str(error).partition("\n")[0][:200],
+        )
+    if not isinstance(error, OSError):
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return errors.MachineError(
+            "JI-MACHINE-002",
+            f"{where}no file handles are left; raise the limit of this shell: ulimit -n 4096",
+        )
+    if error.errno in _FULL:
+        return errors.StorageError(
+            "JI-STORAGE-001", f"{where}{error.strerror}; make room, then start the same command"
+        )
+    if error.errno in _UNWRITABLE:
+        return errors.StorageError(
+            "JI-STORAGE-002", f"{where}{error.strerror}; look at the disk or mount"
+        )
+    return None
