@@ -2,11 +2,13 @@
 
 from tests.faults import (
     rows_gin,
+    rows_hostile,
     rows_secrets,
 )
 
 MODULES = (
     rows_gin,
+    rows_hostile,
     rows_secrets,
 )
 ROWS = sorted(
