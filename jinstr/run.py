@@ -79,9 +79,17 @@ def run(request: cli.Request) -> None:
         run_dir = pathlib.Path(kwargs["run_dir"])
         texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
         with storage.lease(run_dir):
-            for change in record.write(run_dir, resolved, *texts):
+            changes = record.write(run_dir, resolved, *texts)
+            for change in changes:
                 print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
-            entry(**kwargs)
+            before = record.progress(run_dir)
+            try:
+                entry(**kwargs)
+            except (errors.ConfigError, errors.DataError):
+                # A start that was refused has no part in the run: its record makes way for the one before.
+                if changes and record.progress(run_dir) == before:
+                    record.set_back(run_dir)
+                raise
         return
     entry(**kwargs)
 
