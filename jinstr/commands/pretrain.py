@@ -126,6 +126,7 @@ def pretrain(
         run_json=lambda step: {
             "data": {"fingerprint": data_set.train.fingerprint, "step": step},
             "meter": meter.totals(),
+            "place": startup.place_of(model, devices),
         },
         meter=meter,
         examples=data_set.train.example_ids,

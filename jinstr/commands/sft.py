@@ -142,6 +142,7 @@ def sft(
         run_json=lambda step: {
             "data": {"fingerprint": data_set.train.fingerprint, "step": step},
             "meter": meter.totals(),
+            "place": startup.place_of(model, devices),
         },
         meter=meter,
         examples=data_set.train.example_ids,

@@ -90,6 +90,19 @@ def restore_or_init(
     return state, step, about["meter"]
 
 
+def place_of(model: config_lib.DecoderConfig, mesh) -> dict:
+    """What the bits of a run depend on besides its settings: two runs at equal places compute the same."""
+    device = mesh.devices.flat[0]
+    return {
+        "mesh": dict(mesh.shape),
+        "devices": f"{mesh.size} × {device.device_kind}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "compute_dtype": decoder.compute_dtype(model).name,
+        "jax": jax.__version__,
+        "processes": jax.process_count(),
+    }
+
+
 def describe(model: config_lib.DecoderConfig, mesh) -> dict:
     """Facts for the summary: size of the model and what it runs on."""
     device = jax.devices()[0]
