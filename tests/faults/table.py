@@ -8,6 +8,7 @@ from tests.faults import (
     rows_gin,
     rows_numbers,
     rows_secrets,
+    rows_sets,
     rows_signals,
 )
 
@@ -18,6 +19,7 @@ ROWS = sorted(
         *rows_gin.ROWS,
         *rows_numbers.ROWS,
         *rows_secrets.ROWS,
+        *rows_sets.ROWS,
         *rows_signals.ROWS,
     ],
     key=lambda row: (int(re.match(r"\d+", row.number)[0]), row.number),
