@@ -13,6 +13,10 @@ class JinstrError(Exception):
         self.code = code
         self.message = message
 
+    def __reduce__(self):
+        # Between processes of one pool: by default an exception is made again from its text alone, which fails here.
+        return type(self), (self.code, self.message)
+
 
 class ConfigError(JinstrError):
     """A setting is wrong, unknown, unused or missing."""

@@ -78,7 +78,7 @@ def sft(
         abstract=abstract,
         seed=seed,
         init=init,
-        data_fingerprint=data_set.train.fingerprint,
+        data_identity=data_set.train.identity,
     )
     # Only now: a start that is refused above must not touch the files of the model that is there.
     serving.write_model_files(run_dir, model, tokenizer_path, template)
@@ -124,6 +124,7 @@ def sft(
     if start_step == 0:
         print("jinstr: evaluating the model before tuning, to compare with", flush=True)
         writer.write(0, evaluate(state, 0))
+<<<<<<< ours
     state = loop.fit(
         run_dir=run_dir,
         config=loop_config,
@@ -151,6 +152,34 @@ def sft(
             | dataset_lib.share_metrics(data_set.train, step)
         ),
     )
+=======
+    with stopping.Signals() as signals:
+        state = loop.fit(
+            run_dir=run_dir,
+            config=loop_config,
+            state=state,
+            step_function=step_function,
+            batches=metrics_lib.examples_logged(
+                data_set.train, start_step, run_dir, loop_config.log_examples
+            ),
+            place=lambda batch: state_lib.place_batch(batch, devices, rules),
+            start_step=start_step,
+            num_steps=num_steps,
+            evaluate=evaluate,
+            checkpointer=checkpointer,
+            writer=writer,
+            run_json=lambda step: {
+                "data": data_set.train.identity | {"step": step},
+                "meter": meter.totals(),
+            },
+            meter=meter,
+            signals=signals,
+            extra=lambda step: (
+                {"train/learning_rate": float(rate(step - 1))}
+                | dataset_lib.share_metrics(data_set.train, step)
+            ),
+        )
+>>>>>>> theirs
     checkpointer.close()
     writer.close()
     return summary.write(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jinstr import errors
 from jinstr.data import bad_rows, formats, oasst, readers
+from jinstr.testing import faults
 
 if TYPE_CHECKING:  # it imports this module
     from jinstr.data.sources import SourceConfig
@@ -47,11 +48,20 @@ def format_of(source: SourceConfig, where: str, row: dict) -> str:
 
 
 def _rows(source: SourceConfig) -> Iterator[tuple[str, str, str, dict | bad_rows.BadRow]]:
-    """(path of the file, its name, place in it, row with its columns renamed)."""
+    """(path of the file, its name, place in it, row with its columns renamed). Errors: StorageError."""
+    count = 0
     for name, path in readers.named_files(source.path):
-        for where, row in readers.rows(path):
-            row = row if isinstance(row, bad_rows.BadRow) else renamed(source, row)
-            yield str(path), name, where.removeprefix(str(path)), row
+        where = str(path)
+        try:
+            for where, row in readers.rows(path):
+                count += 1
+                faults.point("read_row", count)
+                row = row if isinstance(row, bad_rows.BadRow) else renamed(source, row)
+                yield str(path), name, where.removeprefix(str(path)), row
+        except OSError as error:
+            raise errors.StorageError(
+                "JI-READ-006", f"reading stopped at {where}: {error}"
+            ) from None
 
 
 def _examples_of(shape: str, row: dict) -> list[dict]:

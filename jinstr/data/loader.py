@@ -16,6 +16,7 @@ import xxhash
 
 from jinstr import errors
 from jinstr.data import batching, fingerprints, mixing, packing, prepared
+from jinstr.testing import faults
 
 NO_ROWS = "JI-LOAD-002"  # code of the error of a set without an example that fits a row
 _ENDLESS = 1 << 40  # length of the step sequence shown to grain; training stops by itself
@@ -198,8 +199,23 @@ class Loader:
         )
 
     def read(self, step: int, host: int = 0, num_hosts: int = 1) -> dict[str, np.ndarray]:
-        """The batch of a step, or a host's consecutive part of its rows: i32 and f32 [batch_rows / num_hosts, T]."""
-        return self._batch(self._rows(step, host, num_hosts))
+        """The batch of a step, or a host's consecutive part of its rows: i32 and f32 [batch_rows / num_hosts, T].
+
+        Errors: StorageError naming the step and the place, where records cannot be read.
+        """
+        rows = self._rows(step, host, num_hosts)
+        try:
+            faults.point("data_read", step)
+            return self._batch(rows)
+        except errors.StorageError as error:
+            raise errors.StorageError(
+                error.code, f"data of step {step + 1}: {error.message}"
+            ) from None
+        except OSError as error:
+            names = ", ".join(self._sources[n].name for n in sorted({source for source, _ in rows}))
+            raise errors.StorageError(
+                "JI-LOAD-006", f"data of step {step + 1}, of {names}: {error}"
+            ) from None
 
     def example_ids(
         self, step: int, host: int = 0, num_hosts: int = 1

@@ -10,10 +10,13 @@ import dataclasses
 import json
 import os
 import pathlib
+import platform
 import shutil
 
 import numpy as np
 import xxhash
+
+from jinstr.testing import faults
 
 WINDOW = 4096  # records packed together: near-optimal fill in bounded memory, at 2 to 70 µs a record at T = 2048
 PIECE = np.dtype([("record", "<i4"), ("start", "<i4"), ("length", "<i4")])
@@ -112,9 +115,12 @@ def build(lengths: np.ndarray, *, seq_len: int, cut: bool, window: int = WINDOW)
         rows += [pieces[sorted(row)] for row in fill_rows(pieces["length"], seq_len)]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype("<i8")
     pieces = np.concatenate(rows) if rows else np.empty(0, PIECE)
-    digest = xxhash.xxh3_64_hexdigest(offsets.tobytes() + pieces.tobytes())
     return PackIndex(
-        seq_len=seq_len, offsets=offsets, pieces=pieces, dropped=dropped, digest=digest
+        seq_len=seq_len,
+        offsets=offsets,
+        pieces=pieces,
+        dropped=dropped,
+        digest=_digest(offsets, pieces),
     )
 
 
@@ -122,31 +128,58 @@ def _folder(set_path: pathlib.Path, seq_len: int) -> pathlib.Path:
     return set_path / f"pack-{seq_len}"
 
 
+def _digest(offsets: np.ndarray, pieces: np.ndarray) -> str:
+    """xxh3 of the bytes of both, hex."""
+    digest = xxhash.xxh3_64()
+    for array in (offsets, pieces):
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def load(set_path: pathlib.Path, seq_len: int) -> PackIndex | None:
-    """The stored index as memory maps, or None where this (set, T) has not been packed."""
+    """The stored index as memory maps, or None where this (set, T) has not been packed; a damaged one is removed."""
     folder = _folder(set_path, seq_len)
-    if not (folder / "pack.json").exists():
+    if not folder.exists():
         return None
-    facts = json.loads((folder / "pack.json").read_text())
-    if "digest" not in facts:  # an earlier version's rows: packed again
-        shutil.rmtree(folder)
-        return None
-    return PackIndex(
-        seq_len=seq_len,
-        offsets=np.load(folder / "offsets.npy", mmap_mode="r"),
-        pieces=np.load(folder / "pieces.npy", mmap_mode="r"),
-        dropped=facts["dropped"],
-        digest=facts["digest"],
-    )
+    try:
+        facts = json.loads((folder / "pack.json").read_text())
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        pieces = np.load(folder / "pieces.npy", mmap_mode="r")
+        if _digest(offsets, pieces) == facts["digest"]:
+            return PackIndex(
+                seq_len=seq_len,
+                offsets=offsets,
+                pieces=pieces,
+                dropped=facts["dropped"],
+                digest=facts["digest"],
+            )
+    except (OSError, ValueError, KeyError, EOFError):
+        pass  # an earlier version's rows too: they have no digest
+    print(f"jinstr: {folder} is damaged; its rows are packed again")
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _remove_left_over(folder: pathlib.Path) -> None:
+    """Remove what processes of this machine that were killed left of the same index."""
+    for path in folder.parent.glob(f".{folder.name}.{platform.node()}.*"):
+        try:
+            os.kill(int(path.name.rpartition(".")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (PermissionError, ValueError):
+            pass  # it lives
 
 
 def save(index: PackIndex, set_path: pathlib.Path) -> None:
     """Write the index beside the set, aside and renamed; of two processes that pack at once either may win."""
     folder = _folder(set_path, index.seq_len)
-    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    _remove_left_over(folder)
+    aside = folder.with_name(f".{folder.name}.{platform.node()}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
     np.save(aside / "offsets.npy", index.offsets)
     np.save(aside / "pieces.npy", index.pieces)
+    faults.point("pack")
     facts = {
         "rows": index.num_rows,
         "fill": round(index.fill, 6),

@@ -14,15 +14,14 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 
 from jinstr import errors
-from jinstr.data import prepared, state
+from jinstr.data import building, marks, prepared, state
 from jinstr.data import sources as sources_lib
+from jinstr.testing import faults
 from jinstr.text import tokenizer as tokenizer_lib
 
 SHARD_BYTES = 1 << 28  # text in one shard
@@ -100,19 +99,26 @@ def ensure_prepared(
     found = []
     for source in sources:
         if source.path and prepared.is_prepared(source.path):
-            found.append(_given(source, tokenizer_path, template))
+            found.append(_given(source, tokenizer_path, template, config))
             continue
+        if source.path and prepared.has_lost_manifest(source.path):
+            raise errors.StorageError(
+                "JI-PREPARE-015",
+                f"{source.path}: a prepared set without its {prepared.MANIFEST}; prepare its source again",
+            )
         folder, made_from = _folder(source, tokenizer_path, template, config, cache_dir)
-        if not prepared.is_prepared(folder):
+        problem = _problem(folder, config.verify_data) if folder.exists() else "not prepared yet"
+        if problem:
             if not may_prepare:
                 raise errors.ConfigError(
                     "JI-PREPARE-004",
-                    f"{source.name} is not prepared, and several processes are running; run first, in one process: "
+                    f"{source.name}: {problem}, and several processes are running; run first, in one process: "
                     f"jinstr prepare DATA={_word(source)} TOKENIZER={tokenizer_path} TEMPLATE={template}",
                 )
+            if folder.exists():
+                print(f"jinstr: {source.name}: {problem}; it is made again")
+                building.remove(folder)
             _make(source, folder, tokenizer_path, template, config, made_from)
-        if config.verify_data:
-            prepared.PreparedSet(folder, verify=True)
         found.append(prepared.PreparedSource(path=str(folder), name=source.name, rate=source.rate))
     return tuple(found)
 
@@ -155,7 +161,16 @@ def _word(source: sources_lib.SourceConfig) -> str:
     return source.path or source.task or f"tfds:{source.tfds}:{source.split}"
 
 
-def _given(source, tokenizer_path: str, template: str) -> prepared.PreparedSource:
+def _problem(folder: pathlib.Path, verify: bool) -> str:
+    """What is wrong with a set of the cache, "" when nothing is."""
+    try:
+        prepared.PreparedSet(folder, verify)
+    except errors.StorageError as error:
+        return error.message
+    return ""
+
+
+def _given(source, tokenizer_path: str, template: str, config) -> prepared.PreparedSource:
     """A prepared folder given as a source. Errors: ConfigError where the run's settings are not those of the set."""
     asked = [name for name, usual in _OF_PREPARING.items() if getattr(source, name) != usual]
     if asked:
@@ -165,7 +180,7 @@ def _given(source, tokenizer_path: str, template: str) -> prepared.PreparedSourc
             f"{source.path} is prepared already, and {word} acts when a source is prepared; "
             f"run jinstr prepare on its source with {word}, or give the source itself as DATA",
         )
-    manifest = prepared.PreparedSet(source.path).manifest
+    manifest = prepared.PreparedSet(source.path, config.verify_data).manifest
     _tokenizer_file(tokenizer_path)
     fingerprint = tokenizer_lib.load(tokenizer_path).fingerprint
     if manifest["tokens"]["tokenizer"] != fingerprint:
@@ -235,33 +250,31 @@ def _make(
         "audit": config.audit,
         "workers": config.workers or os.cpu_count() or 1,
         "made_from": made_from,
+        "faults": faults.armed(),
+        "asked_by": os.getpid(),
         "quarantine": f"{folder}.{prepared.QUARANTINE}",
     }
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    for path in building.remove_left_over(folder.parent):
+        print(f"jinstr: removed {path}, left over from a preparation that was killed")
+    with building.folder_for(folder) as (aside, lock):
         if template.endswith(".jinja"):
             (aside / TEMPLATE_FILE).write_text(state.template_text(template), "utf-8")
-        work = aside / "work"  # what is not part of the set
-        work.mkdir()
+        work = aside / building.WORK
         (work / "request.json").write_text(json.dumps(request, ensure_ascii=False), "utf-8")
         command = [sys.executable, "-m", "jinstr.data.prepare_worker", str(work / "request.json")]
-        status = subprocess.run(command, env=state.environment(), check=False).returncode
+        done = subprocess.run(command, env=state.environment(), check=False, pass_fds=[lock])
         if (work / prepared.QUARANTINE).is_file():
             os.replace(work / prepared.QUARANTINE, request["quarantine"])
         problem = work / "error.json"
         if problem.is_file():
             facts = json.loads(problem.read_text("utf-8"))
             raise getattr(errors, facts["type"])(facts["code"], facts["message"])
-        if status:
+        if done.returncode < 0:
+            raise marks.killed(source.name, done.returncode, marks.left(work))
+        if done.returncode:
             raise errors.DataError(
                 "JI-PREPARE-006",
-                f"preparing {source.name} ended with status {status}; what went wrong stands above",
+                f"preparing {source.name} ended with status {done.returncode}; what went wrong stands above",
             )
-        shutil.rmtree(work)
-        try:
-            os.rename(aside, folder)
-        except OSError:
-            if not prepared.is_prepared(folder):  # else another process made the same set meanwhile
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        faults.point("before_move")
+        building.put(aside, folder)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import pathlib
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -24,8 +27,9 @@ import xxhash
 from array_record.python import array_record_module
 
 from jinstr import errors
-from jinstr.data import bad_rows, encoding, prepared, records
+from jinstr.data import bad_rows, building, encoding, marks, prepared, records
 from jinstr.data import sources as sources_lib
+from jinstr.testing import faults
 
 BATCH_BYTES = (
     1 << 18
@@ -46,6 +50,8 @@ class Job:
     shards: int
     audit: str
     folder: str
+    faults: str  # those that are armed
+    asked_by: int  # process that waits for the set
 
 
 class _Encoder:
@@ -60,6 +66,8 @@ class _Encoder:
         if job.kind != "lm":
             self.template = templates.load(job.template, self.tokenizer)
         self.dtype = records.token_dtype(self.tokenizer.vocab_size)
+        self.marks = threading.local()  # a mark for each thread
+        self.numbers = itertools.count(1)  # of examples, in this process
 
     def _spill(self, shard: int):
         return open(f"{self.job.folder}/spill-{shard:05d}-{threading.get_native_id()}", "ab")
@@ -68,10 +76,10 @@ class _Encoder:
         """Encode a batch, append its records to the spill files, return counts."""
         counts: collections.Counter = collections.Counter()
         by_shard: dict[int, list[bytes]] = {}
+        if not hasattr(self.marks, "own"):
+            self.marks.own = marks.Mark(pathlib.Path(self.job.folder) / building.WORK)
         for example in examples:
-            encoded = encoding.encode(
-                self.job.kind, self.job.source, example, self.tokenizer, self.template
-            )
+            encoded = self._encode(example)
             self._count(counts, example, encoded)
             bytes_left = encoded.text_bytes  # the first record of an example carries its bytes
             for record in encoded.records:
@@ -79,10 +87,28 @@ class _Encoder:
                 entry = (key, records.pack(record, self.dtype), records.length(record), bytes_left)
                 by_shard.setdefault(key * self.job.shards >> 64, []).append(msgpack.packb(entry))
                 bytes_left = 0.0
+        self.marks.own.at("")
         for shard, entries in by_shard.items():
             with self._spill(shard) as file:
                 file.write(b"".join(entries))
         return counts
+
+    def _encode(self, example: dict) -> encoding.Encoded:
+        """Errors: DataError naming the example, whatever goes wrong with it."""
+        self.marks.own.at(example["id"])
+        try:
+            faults.point("encode", next(self.numbers))
+            return encoding.encode(
+                self.job.kind, self.job.source, example, self.tokenizer, self.template
+            )
+        except errors.JinstrError:
+            raise
+        except Exception as error:
+            raise errors.DataError(
+                "JI-PREPARE-014",
+                f"{self.job.source}, example {example['id']}: encoding it failed ({type(error).__name__}: {error}); "
+                "correct the example, or leave it out by its id: EXCLUDE=FILE",
+            ) from error
 
     def _count(self, counts: collections.Counter, example: dict, encoded: encoding.Encoded) -> None:
         counts["read"] += 1
@@ -111,6 +137,9 @@ _encoder: _Encoder | None = None
 
 def _start(job: Job) -> None:
     global _encoder
+    marks.end_with_parent(multiprocessing.parent_process().pid)
+    if job.faults != faults.armed():
+        faults.enable(job.faults)
     _encoder = _Encoder(job)
 
 
@@ -144,26 +173,29 @@ def _encode_all(
         bar.update(counts["utf8_bytes"])
 
     with bar:
-        encoder = _Encoder(
-            job
-        )  # also where processes are forked: what it imports is then in every child
+        # Also where processes are forked: what it imports is then in every child.
+        encoder = _Encoder(job)
+        if workers == 1 or job.kind == "lm":
+            marks.end_with_parent(job.asked_by)  # a thread: not where processes are forked
         if workers == 1:
             for batch in _batches(examples):
                 done(encoder.run(batch))
             return total
-        if (
-            job.kind == "lm"
-        ):  # SentencePiece lets other threads run, and little else is done to a text
+        if job.kind == "lm":
+            # SentencePiece lets other threads run, and little else is done to a text.
             pool, run = concurrent.futures.ThreadPoolExecutor(workers), encoder.run
         else:  # rendering and its audit are Python
             context = multiprocessing.get_context(start)
             pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (job,))
             run = _run
+        children: set = set()
         with pool:
             waiting: set[concurrent.futures.Future] = set()
             try:
                 for batch in _batches(examples):
                     waiting.add(pool.submit(run, batch))
+                    if job.kind != "lm":
+                        _note_children(job, children)
                     if len(waiting) >= AHEAD * workers:
                         ready, waiting = concurrent.futures.wait(
                             waiting, return_when=concurrent.futures.FIRST_COMPLETED
@@ -172,14 +204,31 @@ def _encode_all(
                             done(future.result())
                 for future in concurrent.futures.as_completed(waiting):
                     done(future.result())
+            except concurrent.futures.process.BrokenProcessPool:
+                raise _killed(job, children) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
     return total
 
 
+def _note_children(job: Job, children: set) -> None:
+    """Add the pool's processes: how they ended is known only of those that were seen alive."""
+    if not children:
+        marks.end_with_parent(job.asked_by)  # a thread: the pool has forked by now
+    children.update(multiprocessing.active_children())
+
+
+def _killed(job: Job, children: Iterable) -> errors.DataError:
+    """The error of a pool of which a process ended; the pool then ends the others by SIGTERM."""
+    dead = [p for p in children if p.exitcode not in (None, 0, -signal.SIGTERM)]
+    ids = marks.left(pathlib.Path(job.folder) / building.WORK, [p.pid for p in dead])
+    return marks.killed(job.source, dead[0].exitcode if dead else -signal.SIGTERM, ids)
+
+
 def _write_shard(folder: str, shard: int, shards: int) -> tuple[dict, np.ndarray, np.ndarray]:
     """Sort a shard's spilled records by hash and write them; identical ones are written once."""
+    faults.point("write_shard", shard)
     entries = []
     for spill in sorted(pathlib.Path(folder).glob(f"spill-{shard:05d}-*")):
         with open(spill, "rb") as file:
@@ -269,6 +318,8 @@ def main(request_path: str) -> int:
     folder = work.parent
     request = json.loads(pathlib.Path(request_path).read_text("utf-8"))
     source = sources_lib.SourceConfig(**request["source"])
+    if request["faults"]:
+        faults.enable(request["faults"])
     try:
         kind = sources_lib.kind(source)
         if kind != "lm" and not request["template"]:
@@ -285,6 +336,8 @@ def main(request_path: str) -> int:
             shards=request["shards"],
             audit=request["audit"],
             folder=str(folder),
+            faults=request["faults"],
+            asked_by=request["asked_by"],
         )
         report = bad_rows.Report(
             quarantine=work / prepared.QUARANTINE, kept_as=request["quarantine"]
@@ -297,6 +350,8 @@ def main(request_path: str) -> int:
                 "JI-PREPARE-008", f"{source.name}: no examples are left ({drops})"
             )
         manifest = _manifest(request, facts, report, folder)
+        manifest["digest"] = prepared.manifest_digest(manifest)
+        faults.point("before_manifest")
         # Last, so that a folder with a manifest is a whole set.
         text = json.dumps(manifest, ensure_ascii=False, indent=1)
         (folder / prepared.MANIFEST).write_text(text, "utf-8")

@@ -27,6 +27,7 @@ from jinstr.data import records
 FORMAT = 1
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
+_WAY_OUT = "VERIFY_DATA=True finds such files at the start, and makes sets of the cache again"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,43 @@ def file_digest(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+@functools.lru_cache(maxsize=1024)
+def _known_digest(path: pathlib.Path, size: int, changed: int) -> str:
+    """The digest of a file in one state: a start opens a set several times."""
+    del size, changed
+    return file_digest(path)
+
+
 def is_prepared(path: str | pathlib.Path) -> bool:
     """Whether a folder holds a finished prepared set."""
     return (pathlib.Path(path) / MANIFEST).is_file()
+
+
+def has_lost_manifest(path: str | pathlib.Path) -> bool:
+    """Whether a folder holds the files of a set, but no manifest."""
+    path = pathlib.Path(path).expanduser()
+    return (path / "lengths.npy").is_file() and not is_prepared(path)
+
+
+def manifest_digest(manifest: dict) -> str:
+    """xxh3 of everything in a manifest but its own `digest`, hex."""
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    return xxhash.xxh3_64_hexdigest(json.dumps(rest, sort_keys=True).encode())
+
+
+def _read_manifest(path: pathlib.Path) -> dict:
+    """Errors: StorageError when it is not what was written."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        # Sets of older versions have no digest.
+        sound = manifest.get("digest", "") in ("", manifest_digest(manifest))
+    except (ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise errors.StorageError(
+            "JI-PREP-006", f"{path} is damaged; remove {path.parent} and prepare again"
+        )
+    return manifest
 
 
 class PreparedSet:
@@ -65,7 +100,7 @@ class PreparedSet:
             raise errors.StorageError(
                 "JI-PREP-001", f"{self.path} is not a prepared set: it has no {MANIFEST}"
             )
-        self.manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        self.manifest = _read_manifest(self.path / MANIFEST)
         if self.manifest.get("format") != FORMAT:
             raise errors.StorageError(
                 "JI-PREP-002",
@@ -81,15 +116,20 @@ class PreparedSet:
         self._lock = threading.Lock()
 
     def _check_files(self, verify: bool) -> None:
+        """Sizes of all files, and digests: of the arrays, which are small and read at every start, or of all files."""
         for name, facts in self.manifest["files"].items():
             file = self.path / name
-            size = file.stat().st_size if file.exists() else None
+            state = file.stat() if file.exists() else None
+            size = state.st_size if state else None
             if size != facts["bytes"]:
                 raise errors.StorageError(
                     "JI-PREP-003",
                     f"{file}: {size} bytes, the manifest says {facts['bytes']}; remove {self.path} and prepare again",
                 )
-            if verify and file_digest(file) != facts["xxh3"]:
+            if not verify and not name.endswith(".npy"):
+                continue
+            digest = file_digest(file) if verify else _known_digest(file, size, state.st_mtime_ns)
+            if digest != facts["xxh3"]:
                 raise errors.StorageError(
                     "JI-PREP-004",
                     f"{file}: its bytes changed since it was written; remove {self.path} and prepare again",
@@ -110,7 +150,7 @@ class PreparedSet:
                 raise errors.StorageError(
                     "JI-PREP-005",
                     f"{self.path / shard['file']}: {reader.num_records()} records, "
-                    f"the manifest says {shard['records']}",
+                    f"the manifest says {shard['records']}; {_WAY_OUT}",
                 )
             readers.append(reader)
         return readers
@@ -126,10 +166,22 @@ class PreparedSet:
             for shard in np.unique(shards).tolist():
                 places = np.flatnonzero(shards == shard)
                 first = self._ends[shard] - self.manifest["shards"][shard]["records"]
-                data = self._readers[shard].read((indices[places] - first).tolist())
+                data = self._read_shard(shard, (indices[places] - first).tolist())
                 for place, packed in zip(places.tolist(), data, strict=True):
                     found[place] = packed
         return found
+
+    def _read_shard(self, shard: int, numbers: list[int]) -> list[bytes]:
+        """Errors: StorageError where ArrayRecord, which keeps a hash of every record, finds other bytes."""
+        try:
+            return self._readers[shard].read(numbers)
+        except (RuntimeError, ValueError, OSError) as error:
+            file = self.path / self.manifest["shards"][shard]["file"]
+            why = " ".join(str(error).split()[:12])
+            raise errors.StorageError(
+                "JI-PREP-007",
+                f"{file}, records {numbers[0]} to {numbers[-1]}: {why}; {_WAY_OUT}",
+            ) from None
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[records.Record]:
         """The records of the given numbers, in the order asked."""

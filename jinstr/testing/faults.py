@@ -46,6 +46,12 @@ def enable(text: str) -> None:
         _say(f"fault armed: {place}@{'*' if number is None else number}={action}")
 
 
+def armed() -> str:
+    """The armed faults as `enable` takes them, "" where there are none: for child processes, which arm them again."""
+    words = (f"{p}@{'*' if n is None else n}={action}" for p, n, action in _active)
+    return ",".join(words)
+
+
 def _say(text: str) -> None:
     # One write: the process may be about to end, and other threads may be printing.
     os.write(2, f"\x1b[31mjinstr: {text}\x1b[0m\n".encode())

@@ -20,8 +20,7 @@ def prepare(rig: rig_lib.Rig, data, cache: str, *more: str, faults: str = "") ->
     process = rig.start(
         ["prepare", *settings, "WORKERS=1", "SEQ_LEN=128", "BATCH_TOKENS=256", *more], faults=faults
     )
-    text, _ = process.communicate()
-    return rig_lib.Ended(process.returncode, text, folder)
+    return process.end(folder)
 
 
 def sets_of(folder: pathlib.Path) -> list[pathlib.Path]:
