@@ -108,7 +108,6 @@ def pretrain(
                 writer.write_sample(step, text, answer.text, answer.finish != "length", "pretrain")
         return results
 
-<<<<<<< ours
     state = loop.fit(
         run_dir=run_dir,
         config=loop_config,
@@ -125,7 +124,7 @@ def pretrain(
         checkpointer=checkpointer,
         writer=writer,
         run_json=lambda step: {
-            "data": {"fingerprint": data_set.train.fingerprint, "step": step},
+            "data": data_set.train.identity | {"step": step},
             "meter": meter.totals(),
             "place": startup.place_of(model, devices),
         },
@@ -136,34 +135,6 @@ def pretrain(
             | dataset_lib.share_metrics(data_set.train, step)
         ),
     )
-=======
-    with stopping.Signals() as signals:
-        state = loop.fit(
-            run_dir=run_dir,
-            config=loop_config,
-            state=state,
-            step_function=step_function,
-            batches=metrics_lib.examples_logged(
-                data_set.train, start_step, run_dir, loop_config.log_examples
-            ),
-            place=lambda batch: state_lib.place_batch(batch, devices, rules),
-            start_step=start_step,
-            num_steps=num_steps,
-            evaluate=evaluate,
-            checkpointer=checkpointer,
-            writer=writer,
-            run_json=lambda step: {
-                "data": data_set.train.identity | {"step": step},
-                "meter": meter.totals(),
-            },
-            meter=meter,
-            signals=signals,
-            extra=lambda step: (
-                {"train/learning_rate": float(rate(step - 1))}
-                | dataset_lib.share_metrics(data_set.train, step)
-            ),
-        )
->>>>>>> theirs
     checkpointer.close()
     writer.close()
     return summary.write(

@@ -124,7 +124,6 @@ def sft(
     if start_step == 0:
         print("jinstr: evaluating the model before tuning, to compare with", flush=True)
         writer.write(0, evaluate(state, 0))
-<<<<<<< ours
     state = loop.fit(
         run_dir=run_dir,
         config=loop_config,
@@ -141,7 +140,7 @@ def sft(
         checkpointer=checkpointer,
         writer=writer,
         run_json=lambda step: {
-            "data": {"fingerprint": data_set.train.fingerprint, "step": step},
+            "data": data_set.train.identity | {"step": step},
             "meter": meter.totals(),
             "place": startup.place_of(model, devices),
         },
@@ -152,34 +151,6 @@ def sft(
             | dataset_lib.share_metrics(data_set.train, step)
         ),
     )
-=======
-    with stopping.Signals() as signals:
-        state = loop.fit(
-            run_dir=run_dir,
-            config=loop_config,
-            state=state,
-            step_function=step_function,
-            batches=metrics_lib.examples_logged(
-                data_set.train, start_step, run_dir, loop_config.log_examples
-            ),
-            place=lambda batch: state_lib.place_batch(batch, devices, rules),
-            start_step=start_step,
-            num_steps=num_steps,
-            evaluate=evaluate,
-            checkpointer=checkpointer,
-            writer=writer,
-            run_json=lambda step: {
-                "data": data_set.train.identity | {"step": step},
-                "meter": meter.totals(),
-            },
-            meter=meter,
-            signals=signals,
-            extra=lambda step: (
-                {"train/learning_rate": float(rate(step - 1))}
-                | dataset_lib.share_metrics(data_set.train, step)
-            ),
-        )
->>>>>>> theirs
     checkpointer.close()
     writer.close()
     return summary.write(

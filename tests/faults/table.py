@@ -9,6 +9,7 @@ from tests.faults import (
     rows_hostile,
     rows_numbers,
     rows_secrets,
+    rows_sets,
     rows_signals,
 )
 
@@ -19,6 +20,7 @@ MODULES = (
     rows_hostile,
     rows_numbers,
     rows_secrets,
+    rows_sets,
     rows_signals,
 )
 ROWS = sorted(
