@@ -16,6 +16,8 @@ import shutil
 import numpy as np
 import xxhash
 
+from jinstr import errors
+from jinstr.data import prepared
 from jinstr.testing import faults
 
 WINDOW = 4096  # records packed together: near-optimal fill in bounded memory, at 2 to 70 µs a record at T = 2048
@@ -143,8 +145,8 @@ def load(set_path: pathlib.Path, seq_len: int) -> PackIndex | None:
         return None
     try:
         facts = json.loads((folder / "pack.json").read_text())
-        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-        pieces = np.load(folder / "pieces.npy", mmap_mode="r")
+        offsets = prepared.load_array(folder / "offsets.npy")
+        pieces = prepared.load_array(folder / "pieces.npy")
         if _digest(offsets, pieces) == facts["digest"]:
             return PackIndex(
                 seq_len=seq_len,
@@ -153,7 +155,7 @@ def load(set_path: pathlib.Path, seq_len: int) -> PackIndex | None:
                 dropped=facts["dropped"],
                 digest=facts["digest"],
             )
-    except (OSError, ValueError, KeyError, EOFError):
+    except (errors.StorageError, OSError, ValueError, KeyError):
         pass  # an earlier version's rows too: they have no digest
     print(f"jinstr: {folder} is damaged; its rows are packed again")
     shutil.rmtree(folder, ignore_errors=True)

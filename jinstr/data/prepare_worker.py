@@ -26,7 +26,7 @@ import tqdm
 import xxhash
 from array_record.python import array_record_module
 
-from jinstr import errors
+from jinstr import errors, redact
 from jinstr.data import bad_rows, building, encoding, marks, prepared, records
 from jinstr.data import sources as sources_lib
 from jinstr.testing import faults
@@ -363,4 +363,4 @@ def main(request_path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(redact.guard(lambda: main(sys.argv[1])))

@@ -87,6 +87,16 @@ def _read_manifest(path: pathlib.Path) -> dict:
     return manifest
 
 
+def load_array(path: pathlib.Path) -> np.ndarray:
+    """A .npy file as a memory map. Errors: StorageError unless it holds numbers; objects would be code."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise errors.StorageError(
+            "JI-PREP-005", f"{path}: not an array of numbers ({error}); prepare the set again"
+        ) from None
+
+
 class PreparedSet:
     """Records of one kind from one source, by number. Reading is thread-safe."""
 
@@ -110,8 +120,8 @@ class PreparedSet:
         self.kind: str = self.manifest["kind"]
         self.dtype: str = self.manifest["tokens"]["dtype"]
         self.fingerprint: str = self.manifest["fingerprint"]
-        self.lengths: np.ndarray = np.load(self.path / "lengths.npy", mmap_mode="r")
-        self.text_bytes: np.ndarray = np.load(self.path / "text_bytes.npy", mmap_mode="r")
+        self.lengths: np.ndarray = load_array(self.path / "lengths.npy")
+        self.text_bytes: np.ndarray = load_array(self.path / "text_bytes.npy")
         self._ends = np.cumsum([shard["records"] for shard in self.manifest["shards"]])
         self._lock = threading.Lock()
 

@@ -15,10 +15,15 @@ import itertools
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterator
 
 from jinstr import errors
 from jinstr.data import aozora, bad_rows
+
+MAX_CELL = 32_767  # characters of a cell, the limit of spreadsheets themselves
+MAX_GROWN_BYTES = 10 * 10**6  # archives that unpack to less are not looked at
+MAX_GROWTH = 100  # unpacked bytes for each of an archive; a sheet of one repeated value has 24
 
 
 def _found(part: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
@@ -178,7 +183,7 @@ def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRo
 def _json(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     try:
         value = json.loads(decode(path.read_bytes(), path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.DataError("JI-READ-003", f"{path}: not JSON ({error})") from None
     yield from _items(path, value)
 
@@ -223,12 +228,34 @@ def _table(path: str, rows: Iterator, first: int) -> Iterator[tuple[str, dict | 
 def _xlsx(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     import openpyxl
 
+    _check_archive(path)
     with path.open("rb") as file:  # openpyxl refuses names that do not end in .xlsx
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
         for sheet in sheets:
             place = f"{path}, sheet {sheet.title}" if len(sheets) > 1 else str(path)
-            yield from _table(place, sheet.iter_rows(values_only=True), 1)
+            yield from _table(place, _short_cells(place, sheet.iter_rows(values_only=True)), 1)
+
+
+def _check_archive(path: pathlib.Path) -> None:
+    """Errors: DataError for an archive that grows as no sheet does; what it says of its sizes is what is read."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > MAX_GROWN_BYTES and size > MAX_GROWTH * path.stat().st_size:
+        raise errors.DataError(
+            "JI-READ-007",
+            f"{path}: {path.stat().st_size:,} bytes that unpack to {size:,}: not a sheet that people wrote",
+        )
+
+
+def _short_cells(place: str, rows: Iterator) -> Iterator:
+    """The rows. Errors: DataError for a cell longer than a spreadsheet can hold."""
+    for number, cells in enumerate(rows, 1):
+        if any(isinstance(cell, str) and len(cell) > MAX_CELL for cell in cells):
+            raise errors.DataError(
+                "JI-READ-008", f"{place}, row {number}: a cell of more than {MAX_CELL:,} characters"
+            )
+        yield cells
 
 
 def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
@@ -276,4 +303,12 @@ def rows(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
 
     Errors: DataError when the file as a whole cannot be read.
     """
-    yield from _READ[kind_of(path)](path)
+    kind = kind_of(path)
+    try:
+        yield from _READ[kind](path)
+    except errors.JinstrError:
+        raise
+    except Exception as error:  # of a library, about a file that is damaged or made to harm
+        reason = f"{type(error).__name__}: {error}"
+        message = f"{path}: not readable as {kind} ({reason})"
+        raise errors.DataError("JI-READ-006", message) from None

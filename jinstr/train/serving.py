@@ -86,7 +86,8 @@ def load_run(
                 "JI-SERVE-001",
                 f"{run_dir} has no {name}; give a RUN_DIR that `jinstr pretrain` or `sft` wrote",
             )
-    config = config_lib.DecoderConfig.from_json((run_dir / "model.json").read_text("utf-8"))
+    path = run_dir / "model.json"
+    config = config_lib.DecoderConfig.from_json(path.read_bytes(), str(path))
     tokenizer = tokenizer_lib.load(str(run_dir / "tokenizer.model"))
     name = template or template_of(run_dir)
     chat_template = templates_lib.load(name, tokenizer) if name else None

@@ -48,7 +48,7 @@ def model_of(init: str) -> config_lib.DecoderConfig:
             "JI-INIT-002",
             f"INIT={init}: no model.json there; give the RUN_DIR of a training command",
         )
-    return config_lib.DecoderConfig.from_json(path.read_text("utf-8"))
+    return config_lib.DecoderConfig.from_json(path.read_bytes(), str(path))
 
 
 def tokenizer_of(init: str) -> str:
