@@ -141,7 +141,7 @@ def test_pretraining_goes_on_bit_for_bit(place):
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(place):
     whole, _, undisturbed = train(place, "pretrain", True, "signal-whole")
     nothing, text, folder = train(place, "pretrain", True, "signal-cut", how="stops")
-    assert nothing is None and "SIGTERM: saving after this step" in text
+    assert nothing is None and "SIGTERM: saving and ending" in text
     kept = {int(path.name) for path in (folder / "checkpoints").iterdir()}
     assert max(kept) % 10 and max(kept) < 25, kept  # a save of its own, between those of SAVE_EVERY
     again, text, _ = train(place, "pretrain", True, "signal-cut")
