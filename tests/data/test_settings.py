@@ -73,6 +73,7 @@ def test_a_prepared_folder_must_fit_the_run(load, sets, world, tmp_path):
     shutil.copytree(corpus, folder)
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     manifest["tokens"]["tokenizer"] = "0" * 16
+    manifest["digest"] = prepared.manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(errors.ConfigError, match="another tokenizer .0000000000000000. than"):
         load(data=str(folder))
