@@ -18,6 +18,7 @@ class Command:
     name: str
     english: str
     japanese: str
+    word: str = ""  # the setting that a word without NAME= is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,15 @@ STAGES = (
         "運用",
         (
             Command("quickstart", "the whole chain on built-in data", "内蔵データで全工程を試す"),
-            Command("resume", "go on with a run as it was recorded", "記録どおりに学習を続ける"),
+            Command(
+                "resume",
+                "go on with a run as it was recorded",
+                "記録どおりに学習を続ける",
+                "RUN_DIR",
+            ),
+            Command(
+                "replay", "look at a past step of a run", "過去のステップを再現する", "RUN_DIR"
+            ),
             Command("bench", "measure training, decoding, loading", "速度を測る"),
             Command("config", "list settings and their defaults", "設定項目と既定値の一覧"),
         ),
@@ -170,6 +179,8 @@ def parse_arguments(argv: list[str]) -> Request:
             request.override(name, text)
         elif word.endswith(".gin"):
             request.files.append(word)
+        elif COMMANDS[command].word and COMMANDS[command].word not in request.overrides:
+            request.override(COMMANDS[command].word, word)
         else:
             raise errors.ConfigError(
                 "JI-CLI-002", f"{word!r} is neither a .gin file nor NAME=value nor an option"

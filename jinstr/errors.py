@@ -54,6 +54,10 @@ class NonFiniteError(JinstrError):
     exit_code = 70
 
 
+class AuditError(JinstrError):
+    """The log of a run does not say what its steps compute."""
+
+
 class PeerError(JinstrError):
     """A device or process is lost, or no longer computes what the others do."""
 

@@ -118,10 +118,31 @@ def _changes(path: pathlib.Path, record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _set_aside(run_dir: pathlib.Path, names: Any) -> None:
+def progress(run_dir: pathlib.Path) -> list[tuple[str, int]]:
+    """What training has left in a run directory: it changes once a start was accepted and did something."""
+    files = [*run_dir.glob("checkpoints/*/manifest.json"), *run_dir.glob("metrics.jsonl")]
+    return sorted((str(path), path.stat().st_mtime_ns) for path in files)
+
+
+def set_back(run_dir: pathlib.Path) -> None:
+    """Undo `write` after a start that was refused: the record that it set aside takes its place again."""
+    number = _free_number(run_dir) - 1
+    for name in ("config.gin", "operative_config.gin", "config.json"):
+        stem, _, suffix = name.partition(".")
+        aside = run_dir / f"{stem}.{number}.{suffix}"
+        if aside.exists():
+            aside.replace(run_dir / name)
+
+
+def _free_number(run_dir: pathlib.Path) -> int:
     number = 1
     while (run_dir / f"config.{number}.json").exists():
         number += 1
+    return number
+
+
+def _set_aside(run_dir: pathlib.Path, names: Any) -> None:
+    number = _free_number(run_dir)
     for name in names:
         stem, _, suffix = name.partition(".")
         if (run_dir / name).exists():

@@ -90,9 +90,17 @@ def run(request: cli.Request) -> None:
     run_dir, writes = pathlib.Path(kwargs["run_dir"]), record.process_index() == 0
     texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
     with stopping.running(run_dir, writes):
-        for change in record.write(run_dir, resolved, *texts) if writes else ():
+        changes = record.write(run_dir, resolved, *texts) if writes else []
+        for change in changes:
             print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
-        entry(**kwargs)
+        before = record.progress(run_dir)
+        try:
+            entry(**kwargs)
+        except (errors.ConfigError, errors.DataError):
+            # A start that was refused has no part in the run: its record makes way for the one before.
+            if changes and record.progress(run_dir) == before:
+                record.set_back(run_dir)
+            raise
 
 
 def arm_faults(request: cli.Request) -> None:

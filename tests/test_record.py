@@ -142,3 +142,37 @@ def test_resume_calls_the_command_under_the_lease(tmp_path, monkeypatch):
     with storage.lease(tmp_path), pytest.raises(errors.RunInUseError):
         resume.resume(run_dir=str(tmp_path), module="")
     assert len(called) == 1
+
+
+def test_a_refused_start_leaves_the_record_of_the_run(tmp_path, capsys):
+    words = ["pretrain", "DATA=missing", "TOKENIZER=missing", f"RUN_DIR={tmp_path}", "EPOCHS=1"]
+    assert run.main(words) in (65, 78)
+    first = (tmp_path / "config.json").read_bytes()
+    assert run.main([*words, "SEED=1"]) in (65, 78)
+    assert "settings.seed: 0 before, 1 now" in capsys.readouterr().out
+    assert (tmp_path / "config.json").read_bytes() == first
+    assert sorted(path.name for path in tmp_path.glob("*config.*")) == [
+        "config.gin",
+        "config.json",
+        "operative_config.gin",
+    ]
+
+
+def test_a_start_that_did_something_is_kept(tmp_path, monkeypatch):
+    """Negative control."""
+    entry = cli.entry_function("pretrain")
+
+    @functools.wraps(entry)
+    def trains(**kwargs):
+        (tmp_path / "metrics.jsonl").write_text(f"{kwargs['seed']}\n")
+        raise errors.DataError("JI-X-001", "bad row")
+
+    words = ["pretrain", *NEEDED["pretrain"], f"RUN_DIR={tmp_path}"]
+    request = cli.parse_arguments([*words, "SEED=1"])
+    written(tmp_path, "pretrain", kwargs_of("pretrain", f"RUN_DIR={tmp_path}"))
+    kwargs = run.resolve(request, entry)
+    monkeypatch.setattr(run, "resolve", lambda *_: kwargs)
+    monkeypatch.setattr(cli, "entry_function", lambda _: trains)
+    with pytest.raises(errors.DataError):
+        run.run(request)
+    assert record.read(tmp_path)[1]["seed"] == 1 and (tmp_path / "config.1.json").exists()

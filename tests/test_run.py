@@ -28,6 +28,7 @@ NEEDED = {
     "chat": ["RUN_DIR=r"],
     "quickstart": [],
     "resume": ["RUN_DIR=r"],
+    "replay": ["RUN_DIR=r"],
     "bench": ["gin_configs/model/bench_256.gin"],
     "config": [],
 }

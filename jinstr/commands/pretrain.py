@@ -71,7 +71,7 @@ def pretrain(
         abstract=abstract,
         seed=seed,
         init=init,
-        data_fingerprint=data_set.train.fingerprint,
+        data_identity=data_set.train.identity,
     )
     # Only now: a start that is refused above must not touch the files of the model that is there.
     serving.write_model_files(run_dir, model, tokenizer, "")
@@ -124,8 +124,9 @@ def pretrain(
         checkpointer=checkpointer,
         writer=writer,
         run_json=lambda step: {
-            "data": {"fingerprint": data_set.train.fingerprint, "step": step},
+            "data": data_set.train.identity | {"step": step},
             "meter": meter.totals(),
+            "place": startup.place_of(model, devices),
         },
         meter=meter,
         examples=data_set.train.example_ids,

@@ -78,7 +78,7 @@ def sft(
         abstract=abstract,
         seed=seed,
         init=init,
-        data_fingerprint=data_set.train.fingerprint,
+        data_identity=data_set.train.identity,
     )
     # Only now: a start that is refused above must not touch the files of the model that is there.
     serving.write_model_files(run_dir, model, tokenizer_path, template)
@@ -140,8 +140,9 @@ def sft(
         checkpointer=checkpointer,
         writer=writer,
         run_json=lambda step: {
-            "data": {"fingerprint": data_set.train.fingerprint, "step": step},
+            "data": data_set.train.identity | {"step": step},
             "meter": meter.totals(),
+            "place": startup.place_of(model, devices),
         },
         meter=meter,
         examples=data_set.train.example_ids,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from jinstr import errors
+from jinstr import errors, settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,25 @@ class DecoderConfig:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> DecoderConfig:
-        """Read what `to_json` wrote. Errors: ConfigError naming fields this version does not know."""
-        values = json.loads(text)
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise errors.ConfigError("JI-MODEL-004", f"model.json has unknown fields {unknown}")
+    def from_json(cls, text: str | bytes, where: str = "model.json") -> DecoderConfig:
+        """Read what `to_json` wrote. Errors: ConfigError unless it holds fields of this version, each of its type."""
+        try:
+            values = json.loads(text)
+            values = dict(values.items())
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise errors.ConfigError(
+                "JI-MODEL-006", f"{where} does not describe a model ({error})"
+            ) from None
+        types_by_name = settings.types_of(cls)
+        for name, value in values.items():
+            if name not in types_by_name:
+                near = settings.did_you_mean(name, types_by_name)
+                raise errors.ConfigError("JI-MODEL-004", f"{where}: {name} is not known{near}")
+            wanted = types_by_name[name]
+            if not settings.matches(value, wanted):
+                raise errors.ConfigError(
+                    "JI-MODEL-007", f"{where}: {name} = {value!r}, but it is {wanted.__name__}"
+                )
         return cls(**values)
 
 

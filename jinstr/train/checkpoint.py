@@ -278,9 +278,11 @@ class Checkpointer:
             return f"manifest.json cannot be read: {error!r}"
         return None
 
-    def latest_verified(self) -> int | None:
-        """The newest step that verifies; damaged ones on the way are named on stderr and left where they are."""
+    def latest_verified(self, up_to: int | None = None) -> int | None:
+        """The newest step (at most `up_to`) that verifies; damaged ones on the way are named on stderr, and stay."""
         for step in reversed(self._steps()):
+            if up_to is not None and step > up_to:
+                continue
             problem = self._problem(step)
             if problem is None:
                 return step

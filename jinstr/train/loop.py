@@ -166,22 +166,13 @@ class _Pending:
 class _Acts:
     """What a run does besides steps: look at the model, save it, end early."""
 
-    def __init__(
-        self,
-        *,
-        evaluate,
-        check_replicas,
-        checkpointer,
-        writer,
-        run_json,
-        meter,
-        pending,
-        bar,
-        watch,
-    ):
-        self._evaluate, self._check_replicas, self._run_json = evaluate, check_replicas, run_json
-        self._checkpointer, self._writer, self._meter = checkpointer, writer, meter
-        self._pending, self._bar, self._watch = pending, bar, watch
+    def __init__(self, config: LoopConfig, num_steps: int, **parts):
+        """parts: those of `fit` by name, and its pending metrics, bar and watchdog."""
+        self._config, self._num_steps = config, num_steps
+        self._evaluate, self._check_replicas = parts["evaluate"], parts["check_replicas"]
+        self._checkpointer, self._writer = parts["checkpointer"], parts["writer"]
+        self._run_json, self._meter = parts["run_json"], parts["meter"]
+        self._pending, self._bar, self._watch = parts["pending"], parts["bar"], parts["watch"]
         self._signals = stopping.current()
 
     def look(self, state: dict, step: int) -> None:
@@ -202,6 +193,19 @@ class _Acts:
         self._check_replicas(state["params"], step)
         with self._meter.paused():
             self._checkpointer.save(step, _kept(state), self._run_json(step))
+
+    def after(self, state: dict, step: int) -> None:
+        """What is due after a step."""
+        self._checkpointer.check()
+        every = self._config.replica_check_every
+        if every and step % every == 0:
+            self._check_replicas(state["params"], step)
+        if self._signals.name and step < self._num_steps:
+            self.end_early(state, step)
+        if self._checkpointer.is_due(step) or step == self._num_steps:
+            self.save(state, step)
+        if _evaluates(self._config, step, self._num_steps):
+            self.look(state, step)
 
     def end_early(self, state: dict, step: int) -> NoReturn:
         """Save, if there is time, and raise PreemptedError."""
@@ -255,6 +259,7 @@ def fit(
     done = start_step
     with watchdog.Watchdog(config.stall_seconds) as watch, signals.during("step"):
         acts = _Acts(
+            config, num_steps,
             evaluate=evaluate, check_replicas=check_replicas, checkpointer=checkpointer, writer=writer,
             run_json=run_json, meter=meter, pending=pending, bar=bar, watch=watch,
         )  # fmt: skip
@@ -280,15 +285,7 @@ def fit(
                 if done == start_step + 1:
                     pending.drain()
                 state = _with_faults(state, done)
-                checkpointer.check()
-                if config.replica_check_every and done % config.replica_check_every == 0:
-                    check_replicas(state["params"], done)
-                if signals.name and done < num_steps:
-                    acts.end_early(state, done)
-                if checkpointer.is_due(done) or done == num_steps:
-                    acts.save(state, done)
-                if _evaluates(config, done, num_steps):
-                    acts.look(state, done)
+                acts.after(state, done)
         except stopping.Asked:
             acts.end_early(state, done)
         pending.drain()

@@ -9,6 +9,7 @@ import platform
 import jax
 
 from jinstr import errors
+from jinstr.data import fingerprints
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
 from jinstr.train import checkpoint as checkpoint_lib
@@ -62,7 +63,7 @@ def restore_or_init(
     abstract: dict,
     seed: int,
     init: str,
-    data_fingerprint: str,
+    data_identity: dict,
 ) -> tuple[dict, int, dict[str, float]]:
     """(state, steps done, totals of the meter): from the newest sound checkpoint, from another run (`init`), or afresh.
 
@@ -76,18 +77,26 @@ def restore_or_init(
             state = state_lib.adopt_params(state, params, transform)
         return state, 0, {}
     about = checkpointer.read_run_json(step)
-    if about["data"]["fingerprint"] != data_fingerprint:
-        raise errors.ConfigError(
-            "JI-RESUME-001",
-            f"{checkpointer.folder}: step {step} was trained on other data or batches, so going on would repeat or "
-            "skip examples; start a new RUN_DIR with INIT set to this one",
-        )
+    fingerprints.check(about["data"], data_identity, f"{checkpointer.folder}: step {step}")
     wanted = {name: abstract[name] for name in abstract if name != "step"}
     state = checkpointer.restore(step, wanted)
     place = abstract["step"].sharding
     state["step"] = jax.device_put(jax.numpy.int32(step), place)
     print(f"jinstr: going on from step {step} in {checkpointer.folder}")
     return state, step, about["meter"]
+
+
+def place_of(model: config_lib.DecoderConfig, mesh) -> dict:
+    """What the bits of a run depend on besides its settings: two runs at equal places compute the same."""
+    device = mesh.devices.flat[0]
+    return {
+        "mesh": dict(mesh.shape),
+        "devices": f"{mesh.size} × {device.device_kind}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "compute_dtype": decoder.compute_dtype(model).name,
+        "jax": jax.__version__,
+        "processes": jax.process_count(),
+    }
 
 
 def describe(model: config_lib.DecoderConfig, mesh) -> dict:

@@ -154,6 +154,18 @@ def compiler_options() -> dict[str, str]:
     return options
 
 
+def _advance(transform, ema_decay: float, state: dict, grads: dict) -> dict:
+    """The state after one update; its step stays."""
+    updates, opt_state = transform.update(grads, state["opt_state"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    new = state | {"params": params, "opt_state": opt_state}
+    if "ema" in state:
+        new["ema"] = jax.tree.map(
+            lambda old, now: ema_decay * old + (1 - ema_decay) * now, state["ema"], params
+        )
+    return new
+
+
 def advance_if_finite(advance: Callable, loss, grad_norm, state: dict, grads: dict) -> dict:
     """`advance(state, grads)` where loss and gradient norm are finite, else the state as it was.
 
@@ -225,16 +237,7 @@ def make_step(
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add, zero, parts)[0]
 
-    def advance(state, grads):
-        updates, opt_state = transform.update(grads, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        new = state | {"params": params, "opt_state": opt_state}
-        if "ema" in state:
-            keep = optimizer.ema_decay
-            new["ema"] = jax.tree.map(
-                lambda old, now: keep * old + (1 - keep) * now, state["ema"], params
-            )
-        return new
+    advance = functools.partial(_advance, transform, optimizer.ema_decay)
 
     def step(state, batch):
         nll, grads = accumulate(state["params"], batch)

@@ -71,9 +71,10 @@ def _nonfinite_on_shards(rig, full):
 def _nan_in_a_checkpoint(rig, full):
     name = _fresh(rig, "poisoned")
     # The check of the step is passed by: parameters go bad between two steps, just before a save.
-    ended = rig.train(name, faults="nan_parameter@30=here")
+    # MAX_NONFINITE lets it go on for four saves, which must push no healthy one out.
+    ended = rig.train(name, "MAX_NONFINITE=20", faults="nan_parameter@30=here")
     steps = rig_lib.steps_of(ended.folder)
-    again = rig.train(name)
+    again = rig.train(name, "ALLOW_ROLLBACK=True")
     fallen_back = "going on from step 25" in again.text
     exact = again.status == 0 and rig.is_reference(again.folder)
     text = (

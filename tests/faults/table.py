@@ -6,21 +6,24 @@ from tests.faults import (
     rows_checkpoint,
     rows_data,
     rows_gin,
+    rows_hostile,
     rows_numbers,
     rows_secrets,
     rows_sets,
     rows_signals,
 )
 
+MODULES = (
+    rows_checkpoint,
+    rows_data,
+    rows_gin,
+    rows_hostile,
+    rows_numbers,
+    rows_secrets,
+    rows_sets,
+    rows_signals,
+)
 ROWS = sorted(
-    [
-        *rows_checkpoint.ROWS,
-        *rows_data.ROWS,
-        *rows_gin.ROWS,
-        *rows_numbers.ROWS,
-        *rows_secrets.ROWS,
-        *rows_sets.ROWS,
-        *rows_signals.ROWS,
-    ],
+    [row for module in MODULES for row in module.ROWS],
     key=lambda row: (int(re.match(r"\d+", row.number)[0]), row.number),
 )

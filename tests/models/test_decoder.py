@@ -205,8 +205,15 @@ def test_remat_policies_give_the_same_gradient():
 def test_config_round_trip_and_refusals():
     config = dataclasses.replace(SMALL, **FAMILIES["gemma3"])
     assert config_lib.DecoderConfig.from_json(config.to_json()) == config
-    with pytest.raises(errors.ConfigError, match="unknown fields"):
-        config_lib.DecoderConfig.from_json('{"hiden_size": 3}')
+    for text, wanted in (
+        ('{"hiden_size": 3}', "hiden_size is not known; did you mean hidden_size"),
+        ('{"hidden_size": "3"}', "hidden_size = '3', but it is int"),
+        ("[1]", "does not describe a model"),
+        (b"\x80\x04N.", "does not describe a model"),
+        ("[" * 100_000, "does not describe a model"),
+    ):
+        with pytest.raises(errors.ConfigError, match=wanted):
+            config_lib.DecoderConfig.from_json(text)
     with pytest.raises(errors.ConfigError, match="not a multiple"):
         config_lib.DecoderConfig(num_heads=4, num_kv_heads=3)
     with pytest.raises(errors.ConfigError, match="relu"):
