@@ -10,9 +10,8 @@ import numpy as np
 from jinstr.data import batching
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
+from jinstr.text import paint
 from jinstr.text import tokenizer as tokenizer_lib
-
-TRAINED, PLAIN, CONTROL, END = "\033[1;32m", "\033[2m", "\033[1;35m", "\033[0m"
 
 
 def inspect(
@@ -47,7 +46,9 @@ def inspect(
     print(f"step {step}: {batch['tokens'].shape[0]} rows of {batch['tokens'].shape[1]} places")
     print(f"filled {real.mean():.4f}, of that trained {share:.4f}, digest {digest}")
     legend = (
-        f"{TRAINED}trained{END} {PLAIN}not trained{END}" if colour else "trained text stands in ⟦ ⟧"
+        f"{paint.TRAINED}trained{paint.END} {paint.PLAIN}not trained{paint.END}"
+        if colour
+        else "trained text stands in ⟦ ⟧"
     )
     print(legend)
     for row in range(batch["tokens"].shape[0]):
@@ -63,34 +64,12 @@ def inspect(
             )
             first = int(batch["tokens"][row, places[0]])
             targets = batch["targets"][row, places].tolist()
-            print(painted(text_tokenizer, [first, *targets], [0.0, *weights.tolist()], colour))
+            print(
+                paint.painted(text_tokenizer, [first, *targets], [0.0, *weights.tolist()], colour)
+            )
             if ids:
                 print([first, *targets])
     for row in dataset_lib.table(loaded):
         drops = ", ".join(f"{reason} {count:,}" for reason, count in row["drops"].items())
         print(f"\n{row['name']}: fill {row['fill']:.4f}; left out: {drops or 'nothing'}")
     return {"digest": digest, "rows": batch["tokens"].shape[0], "trained_share": share}
-
-
-def painted(tokenizer, tokens: list[int], weights: list[float], colour: bool) -> str:
-    """Text of the tokens; control tokens by name, stretches of trained text marked."""
-    parts, at = [], 0
-    while at < len(tokens):
-        is_trained, is_control = weights[at] > 0, tokenizer.is_control(tokens[at])
-        end = at + 1
-        while end < len(tokens) and not is_control:
-            if (weights[end] > 0) != is_trained or tokenizer.is_control(tokens[end]):
-                break
-            end += 1
-        text = (
-            tokenizer.piece(tokens[at])
-            if is_control
-            else tokenizer.decode_continuation(tokens[at:end])
-        )
-        if colour:
-            paint = CONTROL if is_control and not is_trained else TRAINED if is_trained else PLAIN
-            parts.append(f"{paint}{text}{END}")
-        else:
-            parts.append(f"⟦{text}⟧" if is_trained else text)
-        at = end
-    return "".join(parts)

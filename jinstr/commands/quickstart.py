@@ -98,7 +98,8 @@ def quickstart(
             init=str(place / "base"),
             template="chatml",
             data=dataset_lib.DataConfig(
-                data=f"{data}/instructions.jsonl,{data}/conversations.jsonl",
+                # A tenth of the text again: facts that no question asks about would fade.
+                data=f"{data}/instructions.jsonl,{data}/conversations.jsonl,{data}/corpus.jsonl*0.1",
                 eval_data="",
                 holdout=0.05,
                 seq_len=512,

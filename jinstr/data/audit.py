@@ -6,12 +6,14 @@ the answers. A template or tokenizer that silently trains on prompts, or never o
 
 from __future__ import annotations
 
+import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from jinstr import errors
+from jinstr.text import paint
 
 NO_TRAINED_TOKEN = "no trained token"
 UNTRAINED_END = "untrained end of turn"
@@ -61,10 +63,43 @@ def problems(
     return tuple(dict.fromkeys(found))
 
 
-def check_batch(batch: Mapping[str, np.ndarray]) -> None:
-    """Re-check one batch before training: something is trained, nothing in the padding is.
+def show(who: str, tokens: Sequence[int], weights: Sequence[float], tokenizer) -> None:
+    """Print an example to stderr as people read it. weights: of each token as a target, 0 = not trained."""
+    text = paint.painted(tokenizer, list(tokens), list(weights), paint.has_colour(sys.stderr))
+    print(f"── {who}; trained text is coloured or stands in ⟦ ⟧\n{text}", file=sys.stderr)
 
-    Errors: DataError.
+
+def _segment_problem(segment: Mapping[str, np.ndarray], stop_ids: Collection[int]) -> str:
+    """What is wrong with one segment of a batch, "" when nothing is. Arrays [n]."""
+    weights = segment["loss_weights"]
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        return "a loss weight is negative or not finite"
+    if (segment["tokens"][1:] != segment["targets"][:-1]).any():
+        return "targets are not the next tokens"
+    if (segment["positions"] != np.arange(len(weights))).any():
+        return "positions do not count from 0"
+    trained = np.flatnonzero(weights > 0)
+    if not len(trained):
+        return NO_TRAINED_TOKEN
+    # Of a text every token is trained; only conversations have turns that must end.
+    is_chat = len(trained) < len(weights)
+    if is_chat and stop_ids and int(segment["targets"][trained[-1]]) not in stop_ids:
+        return UNTRAINED_END
+    return ""
+
+
+def check_batch(
+    batch: Mapping[str, np.ndarray],
+    tokenizer=None,
+    *,
+    stop_ids: Collection[int] = (),
+    names: Sequence[tuple] = (),
+) -> None:
+    """Re-check one batch before training: every segment is whole and trained somewhere, padding is not trained.
+
+    Args: stop_ids, ids that end a turn of a conversation (of the template); names, of the segments in order
+    (Loader.example_ids). With a tokenizer, the example at fault is printed as people read it.
+    Errors: DataError naming the row, segment and example.
     """
     weights, segments = batch["loss_weights"], batch["segment_ids"]
     if not (weights > 0).any():
@@ -73,3 +108,20 @@ def check_batch(batch: Mapping[str, np.ndarray]) -> None:
         )
     if (weights[segments == 0] != 0).any():
         raise errors.DataError("JI-AUDIT-002", "the batch trains padding; prepare the data again")
+    number = 0
+    for row in range(len(segments)):
+        for segment in range(1, int(segments[row].max(initial=0)) + 1):
+            places = segments[row] == segment
+            fields = {name: batch[name][row, places] for name in batch if name != "segment_ids"}
+            who = f"row {row}, segment {segment}"
+            if number < len(names):
+                who += f" ({names[number][0]}, example {names[number][1]})"
+            number += 1
+            if not (problem := _segment_problem(fields, stop_ids)):
+                continue
+            if tokenizer is not None:
+                tokens = [int(fields["tokens"][0]), *fields["targets"].tolist()]
+                show(who, tokens, [0.0, *fields["loss_weights"].tolist()], tokenizer)
+            raise errors.DataError(
+                "JI-AUDIT-004", f"first batch, {who}: {problem}; look: jinstr inspect"
+            )

@@ -159,6 +159,13 @@ def encode_ranked(source: str, example: Mapping, tokenizer, template) -> Encoded
     )
 
 
+def trained_parts(record: records.Chat | records.Ranked) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(tokens, mask) of a conversation, or of each of the answers that are compared."""
+    if isinstance(record, records.Chat):
+        return [(record.tokens, record.mask)]
+    return list(zip(record.answers, record.masks))
+
+
 def encode(kind: str, source: str, example: Mapping, tokenizer, template) -> Encoded:
     """The records of one example of the given kind."""
     if kind == "lm":

@@ -27,7 +27,7 @@ import xxhash
 from array_record.python import array_record_module
 
 from jinstr import errors, redact
-from jinstr.data import bad_rows, building, encoding, marks, prepared, records
+from jinstr.data import audit, bad_rows, building, encoding, marks, prepared, records
 from jinstr.data import sources as sources_lib
 from jinstr.testing import faults
 
@@ -114,9 +114,12 @@ class _Encoder:
         counts["read"] += 1
         for problem in encoded.problems:
             if self.job.audit == "stop":
+                who = f"{self.job.source}, example {example['id']}: {problem}"
+                for tokens, mask in encoding.trained_parts(encoded.records[0]):
+                    audit.show(who, tokens.tolist(), mask.tolist(), self.tokenizer)
                 raise errors.DataError(
                     "JI-AUDIT-003",
-                    f"{self.job.source}, example {example['id']}: {problem}; correct the example or template, "
+                    f"{who}; correct the example or template, "
                     "or count and drop such examples with AUDIT=drop",
                 )
             counts[f"audit/{problem}"] += 1
