@@ -56,7 +56,8 @@ def pretrain(
     )
     num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
 
-    audit.check_batch(data_set.train.read(0))
+    first = data_set.train.read(0)
+    audit.check_batch(first, text_tokenizer, names=data_set.train.example_ids(0))
 
     devices = mesh_lib.make_mesh(mesh)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)

@@ -63,7 +63,12 @@ def sft(
     tasks = eval_tasks.parse(evaluation_config.tasks, data.module, evaluation_config.questions)
     num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
 
-    audit.check_batch(data_set.train.read(0))
+    audit.check_batch(
+        data_set.train.read(0),
+        tokenizer,
+        stop_ids=chat_template.stop_ids,
+        names=data_set.train.example_ids(0),
+    )
 
     devices = mesh_lib.make_mesh(mesh)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)

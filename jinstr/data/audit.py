@@ -90,7 +90,7 @@ def _segment_problem(segment: Mapping[str, np.ndarray], stop_ids: Collection[int
 
 def check_batch(
     batch: Mapping[str, np.ndarray],
-    tokenizer=None,
+    tokenizer,
     *,
     stop_ids: Collection[int] = (),
     names: Sequence[tuple] = (),
@@ -98,7 +98,7 @@ def check_batch(
     """Re-check one batch before training: every segment is whole and trained somewhere, padding is not trained.
 
     Args: stop_ids, ids that end a turn of a conversation (of the template); names, of the segments in order
-    (Loader.example_ids). With a tokenizer, the example at fault is printed as people read it.
+    (Loader.example_ids). The example at fault is printed as people read it.
     Errors: DataError naming the row, segment and example.
     """
     weights, segments = batch["loss_weights"], batch["segment_ids"]
@@ -119,9 +119,8 @@ def check_batch(
             number += 1
             if not (problem := _segment_problem(fields, stop_ids)):
                 continue
-            if tokenizer is not None:
-                tokens = [int(fields["tokens"][0]), *fields["targets"].tolist()]
-                show(who, tokens, [0.0, *fields["loss_weights"].tolist()], tokenizer)
+            tokens = [int(fields["tokens"][0]), *fields["targets"].tolist()]
+            show(who, tokens, [0.0, *fields["loss_weights"].tolist()], tokenizer)
             raise errors.DataError(
                 "JI-AUDIT-004", f"first batch, {who}: {problem}; look: jinstr inspect"
             )

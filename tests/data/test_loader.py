@@ -7,6 +7,7 @@ import pytest
 
 from jinstr import errors
 from jinstr.data import audit, batching, loader, packing, prepared
+from jinstr.text import tokenizer as tokenizer_lib
 
 FIELDS = ("tokens", "targets", "loss_weights", "positions", "segment_ids")
 
@@ -16,9 +17,9 @@ def open_loader(sets, **settings):
     return loader.Loader(sets, loader.LoaderConfig(**config))
 
 
-def test_every_array_speaks_of_its_target(sets):
+def test_every_array_speaks_of_its_target(sets, tokenizer_path):
     """A batch against its records, one segment at a time."""
-    data = open_loader(sets)
+    data, tokenizer = open_loader(sets), tokenizer_lib.load(tokenizer_path)
     index = {place.name: prepared.PreparedSet(place.path) for place in sets}
     known = {
         name: {(r.id, r.part): r for r in opened.read(range(len(opened)))}
@@ -26,7 +27,7 @@ def test_every_array_speaks_of_its_target(sets):
     }
     for step in (0, 11):
         batch, names = data.read(step), iter(data.example_ids(step))
-        audit.check_batch(batch)
+        audit.check_batch(batch, tokenizer)
         for row in range(8):
             segments = batch["segment_ids"][row]
             count = int(segments.max())
