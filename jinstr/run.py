@@ -24,7 +24,7 @@ from gin import config_parser
 import jinstr
 from jinstr import cli, errors, recipes, record, redact, settings
 from jinstr.testing import faults
-from jinstr.train import stopping, storage
+from jinstr.train import debug, stopping, storage
 
 gin.add_config_file_search_path(str(recipes.REPOSITORY))
 # gin also looks for files inside Python packages, and fails on a folder of .gin files that is none.
@@ -78,12 +78,13 @@ def run(request: cli.Request) -> None:
     if is_training and record.process_index() == 0:
         run_dir = pathlib.Path(kwargs["run_dir"])
         texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
-        with storage.lease(run_dir), stopping.Signals():
+        with storage.lease(run_dir), stopping.Signals(), debug.mode():
             for change in record.write(run_dir, resolved, *texts):
                 print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
             entry(**kwargs)
         return
-    entry(**kwargs)
+    with debug.mode():
+        entry(**kwargs)
 
 
 def arm_faults(request: cli.Request) -> None:

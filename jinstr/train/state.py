@@ -237,6 +237,10 @@ def make_step(
         return new
 
     def step(state, batch):
+        if (
+            jax.config.jax_disable_jit
+        ):  # JINSTR_DEBUG: once where every value is a number, not a tracer around it
+            nll_sum(model, state["params"], batch, rules, optimizer.z_loss)
         nll, grads = accumulate(state["params"], batch)
         weight = jnp.maximum(batch["loss_weights"].sum(), 1e-8)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
