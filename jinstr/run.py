@@ -24,7 +24,7 @@ from gin import config_parser
 import jinstr
 from jinstr import cli, errors, failures, recipes, record, redact, settings
 from jinstr.testing import faults
-from jinstr.train import stopping
+from jinstr.train import debug, stopping
 
 gin.add_config_file_search_path(str(recipes.REPOSITORY))
 # gin also looks for files inside Python packages, and fails on a folder of .gin files that is none.
@@ -85,11 +85,12 @@ def run(request: cli.Request) -> None:
         return
     # Only training writes into run_dir; other commands read a model from there.
     if not is_training:
-        entry(**kwargs)
+        with debug.mode():
+            entry(**kwargs)
         return
     run_dir, writes = pathlib.Path(kwargs["run_dir"]), record.process_index() == 0
     texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
-    with stopping.running(run_dir, writes):
+    with stopping.running(run_dir, writes), debug.mode():
         changes = record.write(run_dir, resolved, *texts) if writes else []
         for change in changes:
             print(f"jinstr: settings differ from the last start in {run_dir}: {change}")

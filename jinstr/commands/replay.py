@@ -8,7 +8,7 @@ import random
 from jinstr import errors, record
 from jinstr.commands import inspect
 from jinstr.data import batching
-from jinstr.train import attribution, startup, storage
+from jinstr.train import attribution, debug, replay_page, startup, storage
 from jinstr.train import replay as replay_lib
 
 EXCERPT = 200  # characters of an example that are shown
@@ -30,8 +30,9 @@ def replay(
     """Compute step `step` of a pretrain or sft run again, or, with `audit`, hold random windows against the log.
 
     The state comes from the nearest checkpoint before the step and is trained forward; the run itself is only read.
-    Writes OUT/replay.json and replay.txt (or audit.json) and returns what is in the former. Examples are ranked by what
-    they add to the loss (by how much it falls without them) and by the norm of their part of the gradient.
+    Writes OUT/replay.json, .txt and .html (or audit.json and .txt) and returns what is in the first. Examples are
+    ranked by what they add to the loss (by how much it falls without them) and by the norm of their part of the
+    gradient.
     Errors: ConfigError for a step that the run has not made, or a record that cannot be trusted; AuditError when the
     log says something else than the steps compute.
     """
@@ -53,9 +54,10 @@ def replay(
             target = pathlib.Path(out or folder / "replay" / "audit")
             chosen = chosen_windows(past, log, windows, window_steps, seed)
             return audited(past, log, chosen, target)
-        state, base = replay_lib.state_at(past, step - 1)
         way = replay_lib.Comparison(past, log)
-        state = replay_lib.advance(past, state, base, step - 1, way.add)
+        with debug.compiled():  # with JINSTR_DEBUG=1 it is this one step that is looked at
+            state, base = replay_lib.state_at(past, step - 1)
+            state = replay_lib.advance(past, state, base, step - 1, way.add)
     finally:
         past.checkpointer.close()
 
@@ -100,22 +102,24 @@ def replay(
         "by_layer": attribution.by_layer(norms),
     }
     target = pathlib.Path(out or folder / "replay" / str(step))
-    write(target, "replay", found, lines_of(found, top))
+    page = replay_page.page(found, top)
+    write(target, "replay", found, {"txt": "\n".join(lines_of(found, top)) + "\n", "html": page})
     return found
 
 
-def write(target: pathlib.Path, name: str, found: dict, lines: list[str]) -> None:
-    """Print the lines; they and the facts go to files. Errors: StorageError."""
-    print("\n".join(lines))
+def write(target: pathlib.Path, name: str, found: dict, texts: dict[str, str]) -> None:
+    """Print the text; it and the facts go to files, and other texts by their suffix. Errors: StorageError."""
+    print(texts["txt"])
     try:
         target.mkdir(parents=True, exist_ok=True)
-        (target / f"{name}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        for suffix, text in texts.items():
+            (target / f"{name}.{suffix}").write_text(text, "utf-8")
         storage.write_json(target / f"{name}.json", found)
     except OSError as error:
         raise errors.StorageError(
             "JI-REPLAY-004", f"cannot write to {target}: {error}; set OUT to another folder"
         ) from None
-    print(f"jinstr: {target / name}.json")
+    print("jinstr: " + ", ".join(f"{target / name}.{suffix}" for suffix in ("json", *texts)))
 
 
 def text_of(tokenizer, batch: dict, segment: attribution.Segment) -> str:
@@ -166,7 +170,8 @@ def audited(
             f"  steps {row['base'] + 1} to {row['last']}: {row['steps']} logged, {row['equal']} equal to the last bit, "
             f"largest relative difference {row['largest']:.2g}; {row['digests']} digests of batches"
         )
-    write(target, "audit", found, [*lines, *(f"  {problem}" for problem in problems)])
+    lines += [f"  {problem}" for problem in problems]
+    write(target, "audit", found, {"txt": "\n".join(lines) + "\n"})
     if problems:
         changed = " (its settings were changed on the way: config.1.json)"
         more = changed if (past.run_dir / "config.1.json").exists() else ""

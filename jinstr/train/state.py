@@ -240,6 +240,8 @@ def make_step(
     advance = functools.partial(_advance, transform, optimizer.ema_decay)
 
     def step(state, batch):
+        if jax.config.jax_disable_jit:  # JINSTR_DEBUG: here values are numbers, not tracers
+            nll_sum(model, state["params"], batch, rules, optimizer.z_loss)
         nll, grads = accumulate(state["params"], batch)
         weight = jnp.maximum(batch["loss_weights"].sum(), 1e-8)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)

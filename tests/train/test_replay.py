@@ -94,13 +94,15 @@ def on_one_device(place):
     return replayed(place / "run", f"STEP={max(seen)}", "DEVICES=1")[1]
 
 
-def test_on_another_device_count_the_losses_agree_and_the_culprit_is_named(on_one_device):
+def test_on_another_device_count_the_losses_agree_and_the_culprit_is_named(place, on_one_device):
     found = on_one_device
     assert not found["same_place"] and found["here"]["devices"] == "1 × cpu"
     assert all(pair["relative"] < 1e-5 for pair in found["values"].values())
     assert found["digest"] == found["logged_digest"]
     by_loss = [found["examples"][i]["id"] for i in found["by_loss"]]
     assert by_loss[0].endswith("noise") and not by_loss[1].endswith("noise")
+    page = (place / "report" / "replay.html").read_text("utf-8")
+    assert page.index("noise") < page.index(by_loss[1]) and "http" not in page
 
 
 def test_examples_sum_to_the_batch(on_one_device):
