@@ -14,8 +14,6 @@ import os
 import sys
 from collections.abc import Iterator
 
-import jax
-
 from jinstr import errors
 
 VARIABLE = "JINSTR_DEBUG"
@@ -35,6 +33,8 @@ def mode() -> Iterator[None]:
     if not is_on():
         yield
         return
+    import jax  # not above: run.py imports this module for every command, also for --help
+
     print(f"jinstr: {VARIABLE}=1: no jit, a check for NaN after every operation", file=sys.stderr)
     with jax.disable_jit(), jax.debug_nans(True):
         yield
@@ -43,5 +43,7 @@ def mode() -> Iterator[None]:
 @contextlib.contextmanager
 def compiled() -> Iterator[None]:
     """Within, everything is compiled and unchecked again: the way to the place that is looked at."""
+    import jax
+
     with jax.disable_jit(False), jax.debug_nans(False):
         yield
