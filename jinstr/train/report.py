@@ -67,6 +67,7 @@ def collect(run_dir) -> dict:
         "first": {name: points[0][1] for name, points in curves.items()},
         "curves": curves,
         "samples": metrics.read_lines(run_dir / "samples.jsonl"),
+        "incidents": metrics.read_lines(run_dir / "incidents.jsonl"),
     }
 
 

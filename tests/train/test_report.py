@@ -50,6 +50,8 @@ def run_dir(tmp_path):
         for s in (0, 30)
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))
+    incident = {"step": 7, "kind": "non-finite", "message": "loss=nan <b>"}
+    (folder / "incidents.jsonl").write_text(json.dumps(incident) + "\n")
     accuracy = {"facts": {"base": 0.0, "tuned": 0.75, "chance": 0.125, "count": 41}}
     (folder / "summary.json").write_text(
         json.dumps({"parameters": 1234567, "flops": 1.5e15, "accuracy": accuracy})
@@ -114,3 +116,10 @@ def test_previous_runs_come_first(run_dir, tmp_path):
 )
 def test_numbers(value, text):
     assert report.number(value) == text
+
+
+def test_what_a_run_survived_is_told(run_dir):
+    text = report.write(run_dir, title="t").read_text("utf-8")
+    assert "non-finite" in text and "loss=nan &lt;b&gt;" in text and "loss=nan <b>" not in text
+    (run_dir / "incidents.jsonl").unlink()
+    assert "出来事" not in report.write(run_dir, title="t").read_text("utf-8")
