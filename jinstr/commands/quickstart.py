@@ -10,6 +10,7 @@ from jinstr.commands import sft as sft_lib
 from jinstr.commands import tokenizer as tokenizer_lib
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
+from jinstr.data import sources as sources_lib
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.samples import build
@@ -67,7 +68,9 @@ def quickstart(
         print("[3/4] 事前学習 / pretraining")
         pretrain_lib.pretrain(
             data=dataset_lib.DataConfig(
-                data=f"{data}/corpus.jsonl", holdout=0.02, seq_len=256, batch_tokens=batch_tokens
+                data=_built_in(f"{data}/corpus.jsonl", holdout=0.02),
+                seq_len=256,
+                batch_tokens=batch_tokens,
             ),
             tokenizer=str(place / "tokenizer.model"),
             model=model,
@@ -99,9 +102,10 @@ def quickstart(
             template="chatml",
             data=dataset_lib.DataConfig(
                 # A tenth of the text again: facts that no question asks about would fade.
-                data=f"{data}/instructions.jsonl,{data}/conversations.jsonl,{data}/corpus.jsonl*0.1",
-                eval_data="",
-                holdout=0.05,
+                data=_built_in(
+                    f"{data}/instructions.jsonl,{data}/conversations.jsonl,{data}/corpus.jsonl*0.1",
+                    holdout=0.05,
+                ),
                 seq_len=512,
                 batch_tokens=batch_tokens,
             ),
@@ -123,6 +127,18 @@ def quickstart(
         )
     _tell(summary, place, time.time() - started)
     return summary
+
+
+def _built_in(data: str, holdout: float) -> tuple[sources_lib.SourceConfig, ...]:
+    """Sources of the built-in data, with what the report says of their origin."""
+    return sources_lib.parse(
+        data,
+        holdout=holdout,
+        licence="Apache-2.0",
+        provenance="jinstr",
+        commercial=True,
+        redistributable=True,
+    )
 
 
 def _tell(summary: dict, place: pathlib.Path, seconds: float) -> None:
