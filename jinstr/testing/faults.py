@@ -6,7 +6,7 @@ any). Actions:
     kill, exit    the process ends at once, by SIGKILL or os._exit
     term, int     it sends itself SIGTERM or SIGINT and goes on
     error         OSError(EIO)
-    hang          it sleeps for an hour
+    slow, hang    it sleeps for a tenth of a second, or for an hour
     here          nothing by itself: the place asks `planned` and does something of its own, such as a NaN
 Imports nothing from jinstr.
 """
@@ -21,7 +21,7 @@ import sys
 import time
 
 VARIABLE = "JINSTR_FAULTS"
-ACTIONS = ("kill", "exit", "term", "int", "error", "hang", "here")
+ACTIONS = ("kill", "exit", "term", "int", "error", "slow", "hang", "here")
 
 _active: list[tuple[str, int | None, str]] = []
 
@@ -67,6 +67,9 @@ def _action(place: str, number: int) -> str:
 def point(place: str, number: int = 0) -> None:
     """A place that may fail. Free when nothing is armed."""
     if not _active or not (action := _action(place, number)):
+        return
+    if action == "slow":
+        time.sleep(0.1)
         return
     _say(f"fault: {place}@{number}={action}")
     if action == "kill":

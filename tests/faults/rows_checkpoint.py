@@ -305,7 +305,7 @@ def _two_jobs(rig, full):
 
 def _stale_lock(rig, full):
     name = _fresh(rig, "stale")
-    process = rig.start(rig.words(name))
+    process = rig.start(rig.words(name), faults="step@*=slow")
     process.until("step 20/")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -18,7 +18,7 @@ def _term_in_a_step(rig, full):
     count, kept, seconds = 10 if full else 2, 0, []
     for seed in range(count):
         name = _fresh(rig, "term")
-        process = rig.start(rig.words(name))
+        process = rig.start(rig.words(name), faults="step@*=slow")
         process.until("step 10/")
         time.sleep(random.Random(seed).uniform(0, 0.5))
         before = time.monotonic()
@@ -108,7 +108,7 @@ def _two_signals(rig, full):
     others = []
     for number in (signal.SIGINT, signal.SIGHUP):
         name = _fresh(rig, "other-signal")
-        process = rig.start(rig.words(name))
+        process = rig.start(rig.words(name), faults="step@*=slow")
         process.until("step 20/")
         os.kill(process.pid, number)
         first = process.end(rig.place / name)

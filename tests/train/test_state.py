@@ -8,6 +8,7 @@ import pytest
 
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.testing import faults
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
 
@@ -126,3 +127,31 @@ def test_ema_is_the_running_average():
     for before, now, ema in zip(*leaves):
         np.testing.assert_allclose(ema, 0.75 * before + 0.25 * now, rtol=1e-5, atol=1e-7)
         assert not np.array_equal(before, now)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number():
+    """On one device and with parameters and moments split over eight."""
+    for mesh_config in (ONE, mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2)):
+        mesh = mesh_lib.make_mesh(mesh_config, jax.devices()[: 1 if mesh_config == ONE else 8])
+        config = optimizer_lib.OptimizerConfig(learning_rate=1e-3, ema_decay=0.9)
+        transform = optimizer_lib.make_optimizer(config, 20)
+        with jax.set_mesh(mesh):
+            abstract = state_lib.abstract_state(MODEL, transform, mesh, RULES, True)
+            state = state_lib.init_state(MODEL, transform, abstract, 0)
+            faults.enable("nan_gradient@2=here")
+            try:
+                step = state_lib.make_step(MODEL, config, transform, mesh, RULES, abstract)
+                states = []
+                for number in range(3):
+                    placed = state_lib.place_batch(batch_of(number), mesh, RULES)
+                    state, metrics = step(state, placed)
+                    states.append(jax.device_get(state))
+                    assert np.isfinite(metrics["grad_norm"]) == (number != 1)
+            finally:
+                faults.enable("")
+        first, second, third = ({k: v for k, v in s.items() if k != "step"} for s in states)
+        assert [int(s["step"]) for s in states] == [1, 2, 3]
+        for a, b in zip(*map(jax.tree.leaves, (first, second))):
+            np.testing.assert_array_equal(a, b)
+        moved = [not np.array_equal(b, c) for b, c in zip(*map(jax.tree.leaves, (second, third)))]
+        assert sum(moved) > len(moved) / 2  # negative control: the next step moves them
