@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pathlib
 import time
+from collections.abc import Callable
 
+import jinstr
+from jinstr import record
 from jinstr.commands import pretrain as pretrain_lib
 from jinstr.commands import sft as sft_lib
 from jinstr.commands import tokenizer as tokenizer_lib
@@ -66,7 +69,8 @@ def quickstart(
     )
     with stopping.running(place, writes=True):
         print("[3/4] 事前学習 / pretraining")
-        pretrain_lib.pretrain(
+        _run(
+            pretrain_lib.pretrain,
             data=dataset_lib.DataConfig(
                 data=_built_in(f"{data}/corpus.jsonl", holdout=0.02),
                 seq_len=256,
@@ -97,7 +101,8 @@ def quickstart(
 
         print("[4/4] 指示チューニング / instruction tuning")
         tasks = ",".join(f"{name}={data}/eval_{name}.jsonl" for name in build.EVALUATIONS)
-        summary = sft_lib.sft(
+        summary = _run(
+            sft_lib.sft,
             init=str(place / "base"),
             template="chatml",
             data=dataset_lib.DataConfig(
@@ -127,6 +132,14 @@ def quickstart(
         )
     _tell(summary, place, time.time() - started)
     return summary
+
+
+def _run(entry: Callable[..., dict], **settings) -> dict:
+    """Call the entry function of a command, with its settings on record for `jinstr resume` and `jinstr replay`."""
+    told = "# made by jinstr quickstart; every setting stands in config.json\n"
+    facts = record.of(entry.__name__, jinstr.__version__, settings)
+    record.write(pathlib.Path(settings["run_dir"]), facts, told, told)
+    return entry(**settings)
 
 
 def _built_in(data: str, holdout: float) -> tuple[sources_lib.SourceConfig, ...]:

@@ -6,8 +6,8 @@ import pathlib
 import random
 
 from jinstr import errors, record
-from jinstr.commands import inspect
 from jinstr.data import batching
+from jinstr.text import paint
 from jinstr.train import attribution, debug, replay_page, startup, storage
 from jinstr.train import replay as replay_lib
 
@@ -128,7 +128,7 @@ def text_of(tokenizer, batch: dict, segment: attribution.Segment) -> str:
     tokens = [int(batch["tokens"][segment.row, places[0]])]
     tokens += batch["targets"][segment.row, places].tolist()
     weights = [0.0, *batch["loss_weights"][segment.row, places].tolist()]
-    text = inspect.painted(tokenizer, tokens, weights, colour=False)
+    text = paint.painted(tokenizer, tokens, weights, colour=False)
     return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
 
 
