@@ -42,5 +42,5 @@ setuptools.setup(
     package_data={"jinstr.samples": ["*.jsonl", "*.txt"], "jinstr.train": ["*.j2"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["jinstr = jinstr.run:main"]},
+    entry_points={"console_scripts": ["jinstr = jinstr.run:console"]},
 )

@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import tokenize
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,21 @@ from jinstr.train import debug, stopping
 gin.add_config_file_search_path(str(recipes.REPOSITORY))
 # gin also looks for files inside Python packages, and fails on a folder of .gin files that is none.
 del gin.config._FILE_READERS[1:]
+
+EXIT_SECONDS = 20.0  # for threads to end after an error
+
+
+def console() -> int:
+    """The console script: `main`, and a process that ends even where a library's thread does not."""
+    status = main()
+    if status:
+        # A save that failed may leave threads that wait for it, and Python waits for threads.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        guard = threading.Timer(EXIT_SECONDS, os._exit, (status,))
+        guard.daemon = True
+        guard.start()
+    return status
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,6 +35,8 @@ from jinstr.testing import faults
 from jinstr.train import storage
 
 SLOW_SECONDS = 1.0  # that a save may wait for the one before it without a word
+# Orbax measures a save by the wall clock, which may jump by a day; stalls are the watchdog's business.
+ORBAX_SECONDS = 10_000_000
 FORMAT = 2  # 1 had no digest of the manifest itself; it is read
 
 
@@ -101,7 +103,9 @@ class Checkpointer:
         self.folder = self.run_dir / "checkpoints"
         self.config = config
         self.save_seconds = 0.0  # of the last save, from its call to its commit
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(), timeout_secs=ORBAX_SECONDS
+        )
         self._commit: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._failed_step: int | None = None

@@ -28,7 +28,7 @@ from jinstr.text import normalise, train_tokenizer
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STEPS, SAVE_EVERY = 60, 5
-ENTRY = "import sys; from jinstr import run; sys.exit(run.main(sys.argv[1:]))"
+ENTRY = "import sys; from jinstr import run; sys.exit(run.console())"
 MODEL = """
 from __gin__ import dynamic_registration
 from jinstr.models import config

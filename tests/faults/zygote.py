@@ -64,4 +64,5 @@ def serve():
 if __name__ == "__main__":
     words = serve()
     if words is not None:
-        sys.exit(run.main(words))
+        sys.argv[1:] = words
+        sys.exit(run.console())
