@@ -95,7 +95,7 @@ def _two_signals(rig, full):
     name = _fresh(rig, "twice")
     # The save hangs, as on a lost file system, so that the first signal cannot be obeyed.
     process = rig.start(rig.words(name), faults="save_written@30=hang")
-    process.until("save_written@30=hang")
+    process.until("fault: save_written@30=hang")
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(1.0)
     waits = process.running()
