@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -26,6 +28,7 @@ from jinstr.samples import build
 from jinstr.testing import faults as fault_points
 from jinstr.text import normalise, train_tokenizer
 
+logging.getLogger("absl").setLevel(logging.ERROR)  # of metadata files that items do not have
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STEPS, SAVE_EVERY = 60, 5
 ENTRY = "import sys; from jinstr import run; sys.exit(run.console())"
@@ -250,22 +253,19 @@ def array_digests(folder: pathlib.Path, step: int) -> dict[str, str]:
     state = folder / "checkpoints" / str(step) / "state"
     found = {}
     for item in sorted(path.name for path in state.iterdir() if path.is_dir()):
-        tree = ocp.StandardCheckpointer().restore(state / item)
-        for path, leaf in jax_leaves(tree):
+        reader = ocp.PyTreeCheckpointer()
+        # As numpy arrays: the checkpoint may come from devices that this process does not have.
+        arguments = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            reader.metadata(state / item).item_metadata.tree,
+        )
+        tree = reader.restore(state / item, restore_args=arguments)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             value = np.ascontiguousarray(np.asarray(leaf))
-            found[f"{item}{path}"] = hashlib.sha256(
+            found[f"{item}{jax.tree_util.keystr(path)}"] = hashlib.sha256(
                 f"{value.dtype} {value.shape}".encode() + value.tobytes()
             ).hexdigest()
     return found
-
-
-def jax_leaves(tree):
-    import jax
-
-    return [
-        (jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
 
 
 def facts(folder: pathlib.Path) -> dict:
