@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import sys
 
 from jinstr import errors
 
+_HANDLES = (errno.EMFILE, errno.ENFILE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNWRITABLE = (errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
 
@@ -23,6 +25,13 @@ def of_machine(error: BaseException) -> errors.JinstrError | None:
 
     JAX is not imported for this: its out-of-memory error is known by the status that it names.
     """
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    # TensorStore tells of file handles under the same status as of memory, with the words of the system.
+    if getattr(error, "errno", 0) in _HANDLES or os.strerror(errno.EMFILE) in str(error):
+        return errors.MachineError(
+            "JI-MACHINE-002",
+            f"{where}no file handles are left; raise the limit of this shell: ulimit -n 4096",
+        )
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return errors.MachineError(
             "JI-MACHINE-001",
@@ -31,12 +40,6 @@ def of_machine(error: BaseException) -> errors.JinstrError | None:
         )
     if not isinstance(error, OSError):
         return None
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return errors.MachineError(
-            "JI-MACHINE-002",
-            f"{where}no file handles are left; raise the limit of this shell: ulimit -n 4096",
-        )
     if error.errno in _FULL:
         return errors.StorageError(
             "JI-STORAGE-001", f"{where}{error.strerror}; make room, then start the same command"

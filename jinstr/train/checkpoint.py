@@ -30,7 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import xxhash
 
-from jinstr import errors
+from jinstr import errors, failures
 from jinstr.testing import faults
 from jinstr.train import storage
 
@@ -213,12 +213,14 @@ class Checkpointer:
         shutil.rmtree(self._aside(self._failed_step), ignore_errors=True)  # room for the next one
         if isinstance(failure, errors.JinstrError):
             raise failure
+        known = failures.of_machine(failure)  # no room, no file handles: with the way out
         message = (
-            f"saving step {self._failed_step} under {self.folder} failed: {failure!r}; "
+            f"saving step {self._failed_step} under {self.folder} failed: {known.message if known else repr(failure)}; "
             f"the newest sound step there is {self._newest()}"
         )
         if self.config.on_save_error == "stop":
-            raise errors.StorageError("JI-CKPT-003", message) from failure
+            kind = type(known) if known else errors.StorageError
+            raise kind("JI-CKPT-003", message) from failure
         storage.incident(self.run_dir, self._failed_step, "save failed", message)
 
     def _newest(self) -> int | None:
