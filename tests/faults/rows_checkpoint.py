@@ -402,7 +402,7 @@ ROWS = [
     _row("19", "file-size limit", "as 18", _file_size_limit),
     _row("20", "read-only or lost mount", "exit 74 with the reason", _read_only),
     _row("21", "storage slower than the save interval", "back-pressure, told, one save at once", _slow_storage),
-    _row("23", "a background save fails", "exit 74 within a step, or told and tried again; exact", _failed_save, True),
+    _row("23", "a background save fails", "exit 74 within a step, or told and tried again; exact", _failed_save),
     _row("24", "two jobs in one run directory", "the second ends with 73, the first unharmed", _two_jobs),
     _row("25", "a lock left by a crash", "taken over and told; a removed lock is noticed", _stale_lock),
     _row("26", "clock jumps by a day, file times reversed", "order by step; exact", _clock),
