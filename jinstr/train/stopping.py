@@ -74,16 +74,23 @@ class Signals:
 
     def _listen(self) -> None:
         """In a thread of its own: what cannot wait until the main thread runs Python again."""
-        asked = 0
+        asked = False
         with self._reader:
-            while data := self._reader.recv(1):
+            while True:
+                try:
+                    data = self._reader.recv(1)
+                except TimeoutError:  # a signal came before, and the main thread has had its time
+                    self._cut()
+                    continue
+                if not data:
+                    return
                 if data[0] not in self._before:
                     continue
-                asked += 1
-                if asked > 1:
+                if asked:
                     os._exit(errors.PreemptedError.exit_code)
-                if self.phase == "compile":
-                    threading.Timer(_PATIENCE, self._cut).start()
+                asked = True
+                # Also for a compilation that begins only after the signal.
+                self._reader.settimeout(_PATIENCE)
 
     def _cut(self) -> None:
         if self.phase == "compile":

@@ -60,6 +60,18 @@ def test_a_compilation_is_cut_and_a_step_is_not():
         assert done.returncode == status, done.stderr
 
 
+def test_a_compilation_that_begins_after_the_signal_is_cut_too():
+    done = python(
+        "import ctypes\n"
+        "with stopping.Signals() as signals, signals.during('step'):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    with signals.during('compile'):\n"
+        "        ctypes.CDLL(None).usleep(900_000)\n"
+        "        ctypes.CDLL(None).usleep(900_000)\n"
+    )
+    assert done.returncode == 75 and "nothing is lost" in done.stderr, done.stderr
+
+
 def test_nohup_is_respected():
     done = python(
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
