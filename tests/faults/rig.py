@@ -14,6 +14,7 @@ import logging
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -68,7 +69,25 @@ class Process:
     """A run that was started: its pid, its output so far, a way to wait for its exit status."""
 
     def __init__(self, pid: int, output: pathlib.Path, wait: Callable[[], int]):
-        self.pid, self.output, self.wait = pid, output, wait
+        self.pid, self.output, self._wait = pid, output, wait
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = self._wait()
+        return self.returncode
+
+    def communicate(self) -> tuple[str, None]:
+        """As subprocess.Popen's: wait, then all of its output (there is one stream)."""
+        self.wait()
+        return self.text(), None
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+        return None if self.running() else self.wait()
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
 
     def text(self) -> str:
         return self.output.read_text("utf-8", "replace") if self.output.exists() else ""
