@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from jinstr import errors
+from jinstr import errors, redact
 
 SHOWN_FILES = 5  # of the changed files of a source, in a message
 
@@ -43,7 +43,8 @@ def record(sources: Sequence[Mapping], batches: Mapping) -> dict:
     return {
         "fingerprint": xxhash.xxh3_64_hexdigest(text.encode()),
         "batches": dict(batches),
-        "sources": list(sources),
+        # Goes into run.json; paths and settings may hold what nobody should read there.
+        "sources": redact.tree(list(sources)),
     }
 
 

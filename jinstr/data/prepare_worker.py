@@ -366,4 +366,5 @@ def main(request_path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(redact.guard(lambda: main(sys.argv[1])))
+    path = sys.argv[1]  # before the guard, which takes secrets out of the arguments too
+    sys.exit(redact.guard(lambda: main(path)))
