@@ -19,6 +19,8 @@ from jinstr.train import flops
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
 
+LOADER_SECONDS = 2.0  # at least, of reading batches
+
 
 def bench(
     *,
@@ -66,9 +68,6 @@ def random_batch(vocab_size: int, rows: int, seq_len: int) -> dict[str, np.ndarr
         "positions": np.tile(np.arange(seq_len, dtype=np.int32), (rows, 1)),
         "segment_ids": np.ones(shape, np.int32),
     }
-
-
-LOADER_SECONDS = 2.0  # at least, of reading batches
 
 
 def timed(call: Callable[[], object]) -> float:

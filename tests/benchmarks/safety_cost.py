@@ -16,6 +16,7 @@ import time
 import jax
 import numpy as np
 
+from jinstr.commands import bench
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.train import checkpoint, loop, stopping, watchdog
@@ -32,18 +33,6 @@ TEN_MILLION = config_lib.DecoderConfig(  # gin_configs/model/10m.gin
 )  # fmt: skip
 
 
-def batch_of(vocab_size: int, rows: int, seq_len: int) -> dict:
-    draw = np.random.default_rng(0)
-    shape = (rows, seq_len)
-    return {
-        "tokens": draw.integers(0, vocab_size, shape, np.int32),
-        "targets": draw.integers(0, vocab_size, shape, np.int32),
-        "loss_weights": np.ones(shape, np.float32),
-        "positions": np.tile(np.arange(seq_len, dtype=np.int32), (rows, 1)),
-        "segment_ids": np.ones(shape, np.int32),
-    }
-
-
 class Training:
     """A state and its step on one device."""
 
@@ -55,7 +44,9 @@ class Training:
         abstract = state_lib.abstract_state(model, transform, mesh, rules, ema=False)
         self.state = state_lib.init_state(model, transform, abstract, 0)
         self.step = state_lib.make_step(model, optimizer, transform, mesh, rules, abstract)
-        self.batch = state_lib.place_batch(batch_of(model.vocab_size, 8, 256), mesh, rules)
+        self.batch = state_lib.place_batch(
+            bench.random_batch(model.vocab_size, 8, 256), mesh, rules
+        )
 
     def run(self) -> dict:
         self.state, values = self.step(self.state, self.batch)

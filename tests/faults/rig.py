@@ -56,6 +56,11 @@ class Row:
     in_ci: bool = False  # part of the short table
 
 
+def row(number: str, injected: str, promised: str, measure: Callable, in_ci: bool = False) -> Row:
+    """A row in one line."""
+    return Row(number=number, injected=injected, promised=promised, measure=measure, in_ci=in_ci)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ended:
     """A process that ended: exit status (negative: by that signal), its output, its run directory."""
@@ -213,6 +218,11 @@ class Rig:
         """Run a pretraining command to its end."""
         process = self.start(self.words(name, *more), faults=faults, prefix=prefix, **environment)
         return process.end(self.place / name)
+
+    def fresh(self, name: str) -> str:
+        """The name of a run directory that is not there (any more)."""
+        shutil.rmtree(self.place / name, ignore_errors=True)
+        return name
 
     def copy(self, name: str, of: pathlib.Path | None = None) -> pathlib.Path:
         """A run directory like that of a finished run (by default the undisturbed one), to damage."""

@@ -17,20 +17,15 @@ def _goes_on(rig, name, *more, **settings) -> bool:
     return ended.status == 0 and rig.is_reference(ended.folder)
 
 
-def _fresh(rig, name):
-    shutil.rmtree(rig.place / name, ignore_errors=True)
-    return name
-
-
 def _killed_at_random(rig, full):
     assert rig.reference.status == 0  # its programs are compiled now
     before = time.monotonic()
-    assert rig.train(_fresh(rig, "timed")).status == 0
+    assert rig.train(rig.fresh("timed")).status == 0
     whole = time.monotonic() - before
     seeds = range(50 if full else 3)
     exact, lost = 0, []
     for seed in seeds:
-        name = _fresh(rig, "killed")
+        name = rig.fresh("killed")
         process = rig.start(rig.words(name))
         time.sleep(random.Random(seed).uniform(0, whole))
         with contextlib.suppress(ProcessLookupError):  # it was faster this time
@@ -57,7 +52,7 @@ def _killed_in_a_save(rig, full):
     chosen = places if full else [places[1], places[9], "save_rename"]
     exact, wrong = 0, []
     for place in chosen:
-        name = _fresh(rig, "mid-save")
+        name = rig.fresh("mid-save")
         ended = rig.train(name, faults=f"{place}@30=kill")
         died = ended.status == -signal.SIGKILL
         steps = rig_lib.steps_of(ended.folder)
@@ -72,7 +67,7 @@ def _killed_in_a_save(rig, full):
         numbers = range(40, 400, 24)
         sound = 0
         for number in numbers:
-            name = _fresh(rig, "strace")
+            name = rig.fresh("strace")
             trace = ["strace", "-f", "-qq", "-e", "trace=fsync", "-o", os.devnull]
             trace += ["-e", f"inject=fsync:signal=KILL:when={number}"]
             rig.train(name, prefix=trace)
@@ -85,7 +80,7 @@ def _killed_in_a_save(rig, full):
 def _killed_before_retention(rig, full):
     seen = []
     for place in ("save_committed", "retain_renamed"):
-        name = _fresh(rig, "retention")
+        name = rig.fresh("retention")
         ended = rig.train(name, faults=f"{place}@30=kill")
         before = rig_lib.steps_of(ended.folder)
         exact = _goes_on(rig, name)
@@ -224,7 +219,7 @@ def _disk_full(rig, full):
 
 def _file_size_limit(rig, full):
     size = _largest(rig.reference.folder / "checkpoints/60").stat().st_size
-    name = _fresh(rig, "file-size")
+    name = rig.fresh("file-size")
     ended = rig.train(name, prefix=["prlimit", f"--fsize={size // 2}"])
     exact = _goes_on(rig, name)
     text = (
@@ -241,7 +236,7 @@ def _read_only(rig, full):
     told = "Read-only file system" in at_start.text
     # Unwritable on the way. A kernel refuses to make a mount read-only while files on it are open for writing, so the
     # folder of the checkpoints becomes immutable, which holds for root too.
-    folder = rig.place / _fresh(rig, "immutable") / "checkpoints"
+    folder = rig.place / rig.fresh("immutable") / "checkpoints"
     process = rig.start(rig.words("immutable"), faults="step@*=slow")
     while not (folder / "20").exists():
         assert process.running(), process.text()[-2000:]
@@ -258,7 +253,7 @@ def _read_only(rig, full):
 
 
 def _slow_storage(rig, full):
-    name = _fresh(rig, "slow")
+    name = rig.fresh("slow")
     trace = ["strace", "-f", "-qq", "-e", "trace=fsync", "-o", os.devnull]
     trace += ["-e", "inject=fsync:delay_enter=40000"]
     process = rig.start(rig.words(name), prefix=trace)
@@ -273,13 +268,13 @@ def _slow_storage(rig, full):
 
 
 def _failed_save(rig, full):
-    name = _fresh(rig, "failed-save")
+    name = rig.fresh("failed-save")
     stopped = rig.train(name, faults="save_manifest@30=error")
     # Steps told of after the failure: the one that was under way, and the one whose metrics were still to be read.
     later = stopped.text.partition("fault: save_manifest@30=error")[2].count("\nstep ")
     steps = rig_lib.steps_of(stopped.folder)
     exact = _goes_on(rig, name)
-    name = _fresh(rig, "failed-save-2")
+    name = rig.fresh("failed-save-2")
     went_on = rig.train(name, "ON_SAVE_ERROR=continue", faults="save_manifest@30=error")
     told = (went_on.folder / "incidents.jsonl").exists()
     same = went_on.status == 0 and rig.is_reference(went_on.folder)
@@ -295,7 +290,7 @@ def _two_jobs(rig, full):
     count = 20 if full else 2
     second, exact = 0, 0
     for number in range(count):
-        name = _fresh(rig, "two-jobs")
+        name = rig.fresh("two-jobs")
         first = rig.start(rig.words(name))
         time.sleep(2.0 * number / max(1, count - 1))
         other = rig.train(name)
@@ -309,7 +304,7 @@ def _two_jobs(rig, full):
 
 
 def _stale_lock(rig, full):
-    name = _fresh(rig, "stale")
+    name = rig.fresh("stale")
     process = rig.start(rig.words(name), faults="step@*=slow")
     process.until("step 20/")
     os.kill(process.pid, signal.SIGKILL)
@@ -321,7 +316,7 @@ def _stale_lock(rig, full):
     told = "which is gone; taking over" in ended.text
     exact = ended.status == 0 and rig.is_reference(ended.folder)
     # Negative control: a lock that somebody removes under a running job is noticed before the next commit.
-    name = _fresh(rig, "removed-lock")
+    name = rig.fresh("removed-lock")
     process = rig.start(rig.words(name, "NUM_STEPS=2000"))
     process.until("step 20/")
     (rig.place / name / "run.lock").unlink()
@@ -347,7 +342,7 @@ def _clock(rig, full):
     folder = rig.place / "clock"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(CLOCK, "utf-8")
-    name = _fresh(rig, "clocked")
+    name = rig.fresh("clocked")
     path = f"{folder}:{rig_lib.REPOSITORY}"
     ended = rig.train(name, faults="step@33=kill", PYTHONPATH=path)
     steps = sorted(
@@ -383,28 +378,22 @@ def _other_shapes(rig, full):
     return text, all(status == 78 and named for status, named in seen) and unharmed
 
 
-def _row(number, injected, promised, measure, in_ci=False):
-    return rig_lib.Row(
-        number=number, injected=injected, promised=promised, measure=measure, in_ci=in_ci
-    )
-
-
 ROWS = [
-    _row("1", "kill -9 at a random time", "exact; lost: an interval, a save in flight", _killed_at_random, True),
-    _row("2", "kill -9 at every point of a save", "never a half checkpoint; exact", _killed_in_a_save, True),
-    _row("3", "kill -9 between commit and retention", "≥ 2 verified left, orphans cleaned", _killed_before_retention),
-    _row("13", "truncated files", "seen before use, fallback told, exact", _cut_files, True),
-    _row("14", "one flipped bit in a checkpoint", "seen every time", _flipped_bits, True),
-    _row("15", "missing file, missing commit marker", "not chosen", _missing),
-    _row("16", "damaged manifest.json, run.json", "as 13", _damaged_records),
-    _row("17", "all checkpoints damaged", "exit 74, never step 0, untouched", _all_damaged, True),
-    _row("18", "disk full during a save", "exit 74, last good kept, works when there is room", _disk_full),
-    _row("19", "file-size limit", "as 18", _file_size_limit),
-    _row("20", "read-only or lost mount", "exit 74 with the reason", _read_only),
-    _row("21", "storage slower than the save interval", "back-pressure, told, one save at once", _slow_storage),
-    _row("23", "a background save fails", "exit 74 within a step, or told and tried again; exact", _failed_save),
-    _row("24", "two jobs in one run directory", "the second ends with 73, the first unharmed", _two_jobs),
-    _row("25", "a lock left by a crash", "taken over and told; a removed lock is noticed", _stale_lock),
-    _row("26", "clock jumps by a day, file times reversed", "order by step; exact", _clock),
-    _row("29", "other shape, optimizer, average on restore", "exit 78 naming arrays, nothing cast", _other_shapes),
+    rig_lib.row("1", "kill -9 at a random time", "exact; lost: an interval, a save in flight", _killed_at_random, True),
+    rig_lib.row("2", "kill -9 at every point of a save", "never a half checkpoint; exact", _killed_in_a_save, True),
+    rig_lib.row("3", "kill -9 between commit and retention", "≥ 2 left, orphans cleaned", _killed_before_retention),
+    rig_lib.row("13", "truncated files", "seen before use, fallback told, exact", _cut_files, True),
+    rig_lib.row("14", "one flipped bit in a checkpoint", "seen every time", _flipped_bits, True),
+    rig_lib.row("15", "missing file, missing commit marker", "not chosen", _missing),
+    rig_lib.row("16", "damaged manifest.json, run.json", "as 13", _damaged_records),
+    rig_lib.row("17", "all checkpoints damaged", "exit 74, never step 0, untouched", _all_damaged, True),
+    rig_lib.row("18", "disk full during a save", "exit 74, last good kept, works when there is room", _disk_full),
+    rig_lib.row("19", "file-size limit", "as 18", _file_size_limit),
+    rig_lib.row("20", "read-only or lost mount", "exit 74 with the reason", _read_only),
+    rig_lib.row("21", "storage slower than the save interval", "back-pressure, told, one save at once", _slow_storage),
+    rig_lib.row("23", "a background save fails", "exit 74 within a step, or told and tried again; exact", _failed_save),
+    rig_lib.row("24", "two jobs in one run directory", "the second ends with 73, the first unharmed", _two_jobs),
+    rig_lib.row("25", "a lock left by a crash", "taken over and told; a removed lock is noticed", _stale_lock),
+    rig_lib.row("26", "clock jumps by a day, file times reversed", "order by step; exact", _clock),
+    rig_lib.row("29", "other shape, optimizer, average on restore", "exit 78 naming arrays", _other_shapes),
 ]  # fmt: skip

@@ -8,11 +8,6 @@ from tests.faults import rig as rig_lib
 EIGHT = "--xla_force_host_platform_device_count=8"
 
 
-def _fresh(rig, name):
-    shutil.rmtree(rig.place / name, ignore_errors=True)
-    return name
-
-
 def _incidents(folder, kind):
     path = folder / "incidents.jsonl"
     found = rig_lib.lines(path) if path.exists() else []
@@ -21,7 +16,7 @@ def _incidents(folder, kind):
 
 def _nan_gradient(rig, full):
     """A save after every step around it shows that nothing moved."""
-    name = _fresh(rig, "nan")
+    name = rig.fresh("nan")
     ended = rig.train(
         name, "SAVE_EVERY=1", "NUM_STEPS=13", "KEEP=13", faults="nan_gradient@12=here"
     )
@@ -33,7 +28,7 @@ def _nan_gradient(rig, full):
         line["step"]: line["examples"] for line in rig_lib.lines(ended.folder / "examples.jsonl")
     }
     named = [line["step"] for line in ids] == [12] and ids[0]["examples"] == logged[12]
-    name = _fresh(rig, "nan-thrice")
+    name = rig.fresh("nan-thrice")
     faults = ",".join(f"nan_gradient@{step}=here" for step in (12, 13, 14))
     thrice = rig.train(name, faults=faults)
     last = max(line["step"] for line in rig_lib.logged(thrice.folder))
@@ -50,16 +45,16 @@ def _nonfinite_on_shards(rig, full):
     """One number of one shard of one gradient on eight devices; an infinite loss; a spike."""
     seen = {}
     for fault in ("nan_gradient", "infinite_loss"):
-        name = _fresh(rig, "sharded")
+        name = rig.fresh("sharded")
         words = ["SAVE_EVERY=1", "NUM_STEPS=13", "KEEP=13", "BATCH_TOKENS=1024", "MESH_FSDP=4"]
         ended = rig.train(name, *words, faults=f"{fault}@12=here", XLA_FLAGS=EIGHT)
         steps = [rig_lib.array_digests(ended.folder, step) for step in (11, 12, 13)]
         seen[fault] = steps[0] == steps[1] != steps[2] and ended.status == 0
-    name = _fresh(rig, "spike")
+    name = rig.fresh("spike")
     ended = rig.train(name, faults="spike@40=here")
     spikes = _incidents(ended.folder, "spike")
     told = [line["step"] for line in spikes] == [40] and bool(spikes[0]["examples"])
-    name = _fresh(rig, "skipping")
+    name = rig.fresh("skipping")
     skipped = rig.train(name, "SKIP_STEPS=39:41", faults="spike@40=here")
     left_out = [line["step"] for line in _incidents(skipped.folder, "skipped")]
     quiet = not _incidents(skipped.folder, "spike")
@@ -69,7 +64,7 @@ def _nonfinite_on_shards(rig, full):
 
 
 def _nan_in_a_checkpoint(rig, full):
-    name = _fresh(rig, "poisoned")
+    name = rig.fresh("poisoned")
     # The check of the step is passed by: parameters go bad between two steps, just before a save.
     # MAX_NONFINITE lets it go on for four saves, which must push no healthy one out.
     ended = rig.train(name, "MAX_NONFINITE=20", faults="nan_parameter@30=here")
@@ -85,8 +80,8 @@ def _nan_in_a_checkpoint(rig, full):
 
 def _flipped_replica(rig, full):
     words = ["BATCH_TOKENS=1024", "REPLICA_CHECK_EVERY=10", "SAVE_EVERY=20"]
-    reference = rig.train(_fresh(rig, "eight"), *words, XLA_FLAGS=EIGHT)
-    name = _fresh(rig, "flip")
+    reference = rig.train(rig.fresh("eight"), *words, XLA_FLAGS=EIGHT)
+    name = rig.fresh("flip")
     ended = rig.train(name, *words, faults="flip_replica@33=here", XLA_FLAGS=EIGHT)
     found = "JI-PEER-001: step 40" in ended.text and "device 7" in ended.text
     again = rig.train(name, *words, XLA_FLAGS=EIGHT)
@@ -97,7 +92,7 @@ def _flipped_replica(rig, full):
 
 def _out_of_resources(rig, full):
     seen = {}
-    name = _fresh(rig, "memory")
+    name = rig.fresh("memory")
     ended = rig.train(name, "NUM_STEPS=20")
     assert ended.status == 0
     # A batch that does not fit: 4 GB of address space for about 30 GB of activations.
@@ -110,7 +105,7 @@ def _out_of_resources(rig, full):
         prefix=prefix,
     )
     seen["memory"] = (ended.status, "out of memory" in ended.text and "peak" in ended.text)
-    ended = rig.train(_fresh(rig, "files"), prefix=["prlimit", "--nofile=40"])
+    ended = rig.train(rig.fresh("files"), prefix=["prlimit", "--nofile=40"])
     seen["file handles"] = (ended.status, "ulimit -n" in ended.text)
     ended = rig.train(name, "NUM_STEPS=60")
     sound = "going on from step 20" in ended.text and ended.status == 0
@@ -133,7 +128,7 @@ def _damaged_compile_cache(rig, full):
         for _ in range(8):
             data[source.randrange(len(data))] ^= 1 << source.randrange(8)
         path.write_bytes(data)
-    name = _fresh(rig, "cache")
+    name = rig.fresh("cache")
     ended = rig.train(name, JAX_COMPILATION_CACHE_DIR=str(cache))
     exact = ended.status == 0 and rig.is_reference(ended.folder)
     return f"{len(files)} entries damaged: exit {ended.status}, exact: {exact}", exact and bool(
@@ -141,17 +136,11 @@ def _damaged_compile_cache(rig, full):
     )
 
 
-def _row(number, injected, promised, measure, in_ci=False):
-    return rig_lib.Row(
-        number=number, injected=injected, promised=promised, measure=measure, in_ci=in_ci
-    )
-
-
 ROWS = [
-    _row("31", "NaN gradient, finite loss", "nothing moves, ids written, exit 70 after 3", _nan_gradient, True),
-    _row("32", "NaN in one shard, infinite loss, spike", "as 31 on all devices; spikes told", _nonfinite_on_shards),
-    _row("33", "NaN reaches a checkpoint", "marked; the last healthy one is taken", _nan_in_a_checkpoint),
-    _row("34", "a flipped bit in one replica", "found within REPLICA_CHECK_EVERY, exit 76", _flipped_replica),
-    _row("46", "no memory, no file handles", "exit 71 with the peak; checkpoint valid", _out_of_resources),
-    _row("47", "damaged compile cache", "compiled anew, exact", _damaged_compile_cache),
+    rig_lib.row("31", "NaN gradient, finite loss", "nothing moves, ids written, exit 70 after 3", _nan_gradient, True),
+    rig_lib.row("32", "NaN in one shard, infinite loss, spike", "as 31, on all; spikes told", _nonfinite_on_shards),
+    rig_lib.row("33", "NaN reaches a checkpoint", "marked; the last healthy one is taken", _nan_in_a_checkpoint),
+    rig_lib.row("34", "a flipped bit in one replica", "found within REPLICA_CHECK_EVERY, exit 76", _flipped_replica),
+    rig_lib.row("46", "no memory, no file handles", "exit 71 with the peak; checkpoint valid", _out_of_resources),
+    rig_lib.row("47", "damaged compile cache", "compiled anew, exact", _damaged_compile_cache),
 ]  # fmt: skip

@@ -2,22 +2,16 @@
 
 import os
 import random
-import shutil
 import signal
 import time
 
 from tests.faults import rig as rig_lib
 
 
-def _fresh(rig, name):
-    shutil.rmtree(rig.place / name, ignore_errors=True)
-    return name
-
-
 def _term_in_a_step(rig, full):
     count, kept, seconds = 10 if full else 2, 0, []
     for seed in range(count):
-        name = _fresh(rig, "term")
+        name = rig.fresh("term")
         process = rig.start(rig.words(name), faults="step@*=slow")
         process.until("step 10/")
         time.sleep(random.Random(seed).uniform(0, 0.5))
@@ -50,7 +44,7 @@ def _term_in_phases(rig, full):
         seen[phase] = 0
         for step in steps:
             at = -(-step // 10) * 10 if phase == "evaluation" else step
-            name = _fresh(rig, "phase")
+            name = rig.fresh("phase")
             ended = rig.train(name, *LOOKED_AT, faults=f"{place}@{at}=term")
             again = rig.train(name, *LOOKED_AT)
             exact = again.status == 0 and rig_lib.facts(again.folder) == wanted
@@ -60,7 +54,7 @@ def _term_in_phases(rig, full):
     seen["compile"] = 0
     for number in range(len(steps)):
         # Without a compile cache, so that there is something to wait for; the signal comes from outside.
-        name = _fresh(rig, "phase")
+        name = rig.fresh("phase")
         cache = rig.place / f"no-cache-{number}"
         process = rig.start(rig.words(name, *LOOKED_AT), JAX_COMPILATION_CACHE_DIR=str(cache))
         _until_compiling(rig, name, process)
@@ -92,7 +86,7 @@ def _evaluations(folder):
 
 
 def _two_signals(rig, full):
-    name = _fresh(rig, "twice")
+    name = rig.fresh("twice")
     # The save hangs, as on a lost file system, so that the first signal cannot be obeyed.
     process = rig.start(rig.words(name), faults="save_written@30=hang")
     process.until("fault: save_written@30=hang")
@@ -107,7 +101,7 @@ def _two_signals(rig, full):
     exact = again.status == 0 and rig.is_reference(again.folder)
     others = []
     for number in (signal.SIGINT, signal.SIGHUP):
-        name = _fresh(rig, "other-signal")
+        name = rig.fresh("other-signal")
         process = rig.start(rig.words(name), faults="step@*=slow")
         process.until("step 20/")
         os.kill(process.pid, number)
@@ -123,7 +117,7 @@ def _two_signals(rig, full):
 
 
 def _stall(rig, full):
-    name = _fresh(rig, "stall")
+    name = rig.fresh("stall")
     before = time.monotonic()
     ended = rig.train(name, "STALL_SECONDS=5", faults="step@30=hang")
     seconds = time.monotonic() - before
@@ -139,7 +133,7 @@ def _stall(rig, full):
 def _killed_in_evaluation(rig, full):
     if not (rig.place / "looked-at").exists():
         assert rig.train("looked-at", *LOOKED_AT).status == 0
-    name = _fresh(rig, "hook")
+    name = rig.fresh("hook")
     ended = rig.train(name, *LOOKED_AT, faults="evaluate@20=kill")
     again = rig.train(name, *LOOKED_AT)
     made_up = _evaluations(again.folder) == _evaluations(rig.place / "looked-at")
@@ -147,16 +141,16 @@ def _killed_in_evaluation(rig, full):
     return text, ended.status == -signal.SIGKILL and made_up
 
 
-def _row(number, injected, promised, measure, in_ci=False):
-    return rig_lib.Row(
-        number=number, injected=injected, promised=promised, measure=measure, in_ci=in_ci
-    )
-
-
 ROWS = [
-    _row("4", "SIGTERM in a step", "saved, exit 75, no step lost", _term_in_a_step, True),
-    _row("5", "SIGTERM in compile, evaluation, save, step", "exit 75, exact", _term_in_phases),
-    _row("6", "two SIGTERMs; SIGINT; SIGHUP", "second: within 2 s, checkpoint valid", _two_signals),
-    _row("9a", "a step that hangs (one process)", "exit 124 with stacks, then exact", _stall),
-    _row("49", "kill -9 in an evaluation", "made up on resume", _killed_in_evaluation),
+    rig_lib.row("4", "SIGTERM in a step", "saved, exit 75, no step lost", _term_in_a_step, True),
+    rig_lib.row(
+        "5", "SIGTERM in compile, evaluation, save, step", "exit 75, exact", _term_in_phases
+    ),
+    rig_lib.row(
+        "6", "two SIGTERMs; SIGINT; SIGHUP", "second: within 2 s, checkpoint valid", _two_signals
+    ),
+    rig_lib.row(
+        "9a", "a step that hangs (one process)", "exit 124 with stacks, then exact", _stall
+    ),
+    rig_lib.row("49", "kill -9 in an evaluation", "made up on resume", _killed_in_evaluation),
 ]
