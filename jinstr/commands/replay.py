@@ -66,7 +66,9 @@ def replay(
     add = attribution.make_adder(past.model, kwargs["rules"], kwargs["optimizer"].z_loss)
     examples, sums = attribution.attribute(add, state["params"], batch, where)
     for facts, segment, name in zip(examples, where, past.loader.example_ids(step - 1)):
-        facts["source"], facts["id"], facts["part"] = name
+        facts["source"], facts["id"], place = name
+        # Chunk of a text or turn of a conversation, and the first target in it (Loader.example_ids).
+        facts["part"], facts["start"] = divmod(place, 1 << 20)
         facts["text"] = text_of(past.tokenizer, batch, segment)
     by_loss = attribution.ranked(examples, "fall")
     left_out = [[number] for number in by_loss[:top]] + [by_loss[:top]] * (top > 1)
