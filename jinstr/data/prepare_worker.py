@@ -208,6 +208,7 @@ def _encode_all(
                 for future in concurrent.futures.as_completed(waiting):
                     done(future.result())
             except concurrent.futures.process.BrokenProcessPool:
+                pool.shutdown()  # how a process ended is settled only when the pool's thread has joined them all
                 raise _killed(job, children) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)

@@ -1,13 +1,16 @@
-"""The fault table: `python -m tests.faults [ROW ...] [--short] [--out table.json]`.
+"""The fault table: `python -m tests.faults [ROW ...] [--short] [--jobs 2] [--out table.json]`.
 
 Runs every row (or those named, such as 14), prints what was injected, promised and measured, and ends with 1 when a
-promise was broken. --short: the rows and repeats that CI runs.
+promise was broken. --short: the rows and repeats that CI runs. --jobs: rows at once, each job with a world of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
+import multiprocessing
+import os
 import pathlib
 import sys
 import tempfile
@@ -17,47 +20,64 @@ import traceback
 from tests.faults import rig as rig_lib
 from tests.faults import table
 
+_rig: rig_lib.Rig | None = None  # of this process
+
+
+def _start(folder: str) -> None:
+    """In a job: its own world."""
+    global _rig
+    _rig = rig_lib.Rig(pathlib.Path(tempfile.mkdtemp(prefix="job-", dir=folder)))
+
+
+def _measure(number: str, full: bool) -> dict:
+    """Run one row in a job."""
+    (row,) = [row for row in table.ROWS if row.number == number]
+    before = time.monotonic()
+    try:
+        measured, kept = row.measure(_rig, full)
+    except Exception:  # the table goes on; the row stays in it as failing
+        measured, kept = traceback.format_exc(limit=-2).strip().replace("\n", " "), False
+    return {
+        "row": row.number,
+        "injected": row.injected,
+        "promised": row.promised,
+        "measured": measured,
+        "pass": kept,
+        "seconds": round(time.monotonic() - before, 1),
+    }
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("rows", nargs="*")
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", default="")
     arguments = parser.parse_args()
     chosen = [
-        row
+        row.number
         for row in table.ROWS
         if (row.number in arguments.rows if arguments.rows else row.in_ci or not arguments.short)
     ]
-    results = []
+    before, results = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="jinstr-faults-") as folder:
-        rig = rig_lib.Rig(pathlib.Path(folder))
-        for row in chosen:
-            before = time.monotonic()
-            try:
-                measured, kept = row.measure(rig, not arguments.short)
-            except Exception:  # the table goes on; the row stays in it as failing
-                measured, kept = traceback.format_exc(limit=-2).strip().replace("\n", " "), False
-            seconds = time.monotonic() - before
-            results.append(
-                {
-                    "row": row.number,
-                    "injected": row.injected,
-                    "promised": row.promised,
-                    "measured": measured,
-                    "pass": kept,
-                    "seconds": round(seconds, 1),
-                }
-            )
-            print(
-                f"{'pass' if kept else 'FAIL'}  {row.number:>4}  {row.injected}\n"
-                f"            promised: {row.promised}\n            measured: {measured}  ({seconds:.0f} s)",
-                flush=True,
-            )
-    kept = sum(result["pass"] for result in results)
-    print(f"{kept} of {len(results)} rows keep their promise")
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(arguments.jobs, context, _start, (folder,)) as pool:
+            rows = [pool.submit(_measure, number, not arguments.short) for number in chosen]
+            for future in concurrent.futures.as_completed(rows):
+                result = future.result()
+                results[result["row"]] = result
+                print(
+                    f"{'pass' if result['pass'] else 'FAIL'}  {result['row']:>4}  {result['injected']}\n"
+                    f"            promised: {result['promised']}\n"
+                    f"            measured: {result['measured']}  ({result['seconds']:.0f} s)",
+                    flush=True,
+                )
+    kept = sum(result["pass"] for result in results.values())
+    minutes = (time.monotonic() - before) / 60
+    print(f"{kept} of {len(results)} rows keep their promise ({minutes:.1f} min)")
     if arguments.out:
-        text = json.dumps(results, ensure_ascii=False, indent=1)
+        text = json.dumps([results[number] for number in chosen], ensure_ascii=False, indent=1)
         pathlib.Path(arguments.out).write_text(text + "\n", "utf-8")
     return int(kept < len(results))
 
