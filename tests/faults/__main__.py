@@ -15,36 +15,8 @@ import pathlib
 import sys
 import tempfile
 import time
-import traceback
 
-from tests.faults import rig as rig_lib
-from tests.faults import table
-
-_rig: rig_lib.Rig | None = None  # of this process
-
-
-def _start(folder: str) -> None:
-    """In a job: its own world."""
-    global _rig
-    _rig = rig_lib.Rig(pathlib.Path(tempfile.mkdtemp(prefix="job-", dir=folder)))
-
-
-def _measure(number: str, full: bool) -> dict:
-    """Run one row in a job."""
-    (row,) = [row for row in table.ROWS if row.number == number]
-    before = time.monotonic()
-    try:
-        measured, kept = row.measure(_rig, full)
-    except Exception:  # the table goes on; the row stays in it as failing
-        measured, kept = traceback.format_exc(limit=-2).strip().replace("\n", " "), False
-    return {
-        "row": row.number,
-        "injected": row.injected,
-        "promised": row.promised,
-        "measured": measured,
-        "pass": kept,
-        "seconds": round(time.monotonic() - before, 1),
-    }
+from tests.faults import job, table
 
 
 def main() -> int:
@@ -62,8 +34,10 @@ def main() -> int:
     before, results = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="jinstr-faults-") as folder:
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(arguments.jobs, context, _start, (folder,)) as pool:
-            rows = [pool.submit(_measure, number, not arguments.short) for number in chosen]
+        with concurrent.futures.ProcessPoolExecutor(
+            arguments.jobs, context, job.start, (folder,)
+        ) as pool:
+            rows = [pool.submit(job.measure, number, not arguments.short) for number in chosen]
             for future in concurrent.futures.as_completed(rows):
                 result = future.result()
                 results[result["row"]] = result
