@@ -145,9 +145,9 @@ def step(config, serving: dict, cache: dict, tokens_B, index, start_B) -> tuple[
     seen_BS = (slots >= start_B[:, None]) & (slots <= index)
     near_BS = seen_BS & (index - slots < config.window)
     positions_B1 = (index - start_B)[:, None]
-    rope = local = layers.rope_tables(config, positions_B1, config.rope_theta)
+    rope = local = layers.rope_tables(config, positions_B1)
     if config.rope_local_theta:
-        local = layers.rope_tables(config, positions_B1, config.rope_local_theta)
+        local = layers.rope_tables(config, positions_B1, local=True)
     x_BD = serving["embedding"][tokens_B]
     if config.embed_scale:
         x_BD = x_BD * jnp.asarray(config.hidden_size**0.5, x_BD.dtype)

@@ -190,9 +190,9 @@ def forward(
     if config.embed_scale:
         x_BTD = x_BTD * jnp.asarray(config.hidden_size**0.5, dtype)
     x_BTD = mesh_lib.constrain(x_BTD, rules.spec("batch", "sequence", None))
-    rope = local = layers.rope_tables(config, positions_BT, config.rope_theta)
+    rope = local = layers.rope_tables(config, positions_BT)
     if config.rope_local_theta:
-        local = layers.rope_tables(config, positions_BT, config.rope_local_theta)
+        local = layers.rope_tables(config, positions_BT, local=True)
     slots = None if cache is None else _slots(cache, positions_BT, segment_ids_BT)
 
     def layer_step(x_BTD, inputs):

@@ -134,10 +134,16 @@ class MlpParameters(nnx.Module):
         return self.down(activate(self.up(x)))
 
 
-def rope_frequencies(config: config_lib.DecoderConfig, theta: float) -> jax.Array:
-    """Angular frequencies [rotated // 2], f32 (arXiv 2104.09864; llama3 scaling as in Llama 3.1)."""
+def rope_frequencies(config: config_lib.DecoderConfig, local: bool = False) -> jax.Array:
+    """Angular frequencies [rotated // 2], f32 (arXiv 2104.09864; llama3 scaling as in Llama 3.1).
+
+    local: of layers with a theta of their own, which see no distance that scaling would be for (Gemma 3).
+    """
     rotated = int(config.head_dim * config.rotary_share) // 2 * 2
+    theta = config.rope_local_theta if local else config.rope_theta
     frequency = theta ** (-jnp.arange(0, rotated, 2, dtype=jnp.float32) / rotated)
+    if local:
+        return frequency
     if config.rope_scaling == "linear":
         return frequency / config.rope_factor
     if config.rope_scaling == "llama3":
@@ -148,11 +154,11 @@ def rope_frequencies(config: config_lib.DecoderConfig, theta: float) -> jax.Arra
     return frequency
 
 
-def rope_tables(config, positions_BT, theta) -> tuple[jax.Array, jax.Array]:
+def rope_tables(config, positions_BT, local: bool = False) -> tuple[jax.Array, jax.Array]:
     """cos and sin, each [B, T, 1, rotated // 2], f32, to be used by every layer of one kind."""
     angle = (
         positions_BT[:, :, None, None].astype(jnp.float32)
-        * rope_frequencies(config, theta)[None, None, None, :]
+        * rope_frequencies(config, local)[None, None, None, :]
     )
     # Without the barrier XLA computes cos and sin anew inside every rotation of every layer.
     return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))

@@ -181,7 +181,7 @@ def test_rope_depends_on_distance_only():
 
     def product(first, second):
         positions = np.array([[first, second]], np.int32)
-        turned = layers.rotate(x, *layers.rope_tables(config, positions, config.rope_theta))
+        turned = layers.rotate(x, *layers.rope_tables(config, positions))
         return float(turned[0, 0, 0] @ turned[0, 1, 0])
 
     assert product(3, 10) == pytest.approx(product(103, 110), rel=1e-3)
