@@ -55,6 +55,9 @@ STAGES = (
         (
             Command("generate", "answer a file of prompts", "ファイルの質問にまとめて答える"),
             Command("chat", "talk to a model in the terminal", "端末でモデルと対話する"),
+            Command(
+                "convert", "save a model for Hugging Face", "Hugging Face形式で書き出す", "MODEL"
+            ),
         ),
     ),
     Stage(

@@ -38,14 +38,15 @@ def pretrain(
 ) -> dict:
     """Train on the next token of every document; the run directory is what DESIGN calls a run.
 
-    init: RUN_DIR[@step] of a model of the same shape to go on from. Interrupted, the same command continues where the
+    init: the model to go on from, RUN_DIR[@step] or hf:FOLDER or hf:org/name[@revision], whose shape is kept; its
+    tokenizer too, unless `tokenizer` names one that extends it. Interrupted, the same command continues where the
     newest sound checkpoint stands. Returns the summary that is written to RUN_DIR/summary.json.
     """
     started = time.time()
     startup.use_compile_cache()
     run_dir = pathlib.Path(run_dir)
+    model, tokenizer, base = startup.model_for(model, tokenizer, init)
     text_tokenizer = tokenizer_lib.load(tokenizer)
-    model = config_lib.with_vocabulary(model, text_tokenizer.vocab_size)
     data_set = dataset_lib.load(
         data,
         tokenizer_path=tokenizer,
@@ -71,7 +72,7 @@ def pretrain(
         transform=transform,
         abstract=abstract,
         seed=seed,
-        init=init,
+        base=base,
         data_identity=data_set.train.identity,
     )
     # Only now: a start that is refused above must not touch the files of the model that is there.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import time
 
@@ -15,6 +14,7 @@ from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import templates
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import evaluation, flops, loop, replicas, serving, startup, summary
 from jinstr.train import metrics as metrics_lib
@@ -40,17 +40,18 @@ def sft(
 ) -> dict:
     """Train on the answers (and their end tokens) of conversations; text sources are trained on as a whole.
 
-    init: RUN_DIR[@step] of the model to tune; its shape and tokenizer are kept. template: how conversations are
-    written ("" = as `init` was trained, else chatml). Returns the summary that is written to RUN_DIR/summary.json, with
-    the accuracy on every task before and after.
+    init: the model to tune, RUN_DIR[@step] or hf:FOLDER or hf:org/name[@revision]; its shape and tokenizer are kept.
+    template: how conversations are written ("" = as `init` was trained, else chatml). Returns the summary that is
+    written to RUN_DIR/summary.json, with the accuracy on every task before and after.
     """
     started = time.time()
     startup.use_compile_cache()
     run_dir = pathlib.Path(run_dir)
-    model = dataclasses.replace(startup.model_of(init), **dataclasses.asdict(execution))
-    tokenizer_path = startup.tokenizer_of(init)
+    base = base_lib.open_base(init)
+    model = config_lib.executed(base.config, execution)
+    tokenizer_path = base.tokenizer_path
     tokenizer = tokenizer_lib.load(tokenizer_path)
-    template = template or serving.template_of(init.partition("@")[0]) or "chatml"
+    template = template or base.template or "chatml"
     chat_template = templates.load(template, tokenizer)
     data_set = dataset_lib.load(
         data,
@@ -82,7 +83,7 @@ def sft(
         transform=transform,
         abstract=abstract,
         seed=seed,
-        init=init,
+        base=base,
         data_identity=data_set.train.identity,
     )
     # Only now: a start that is refused above must not touch the files of the model that is there.
@@ -169,5 +170,5 @@ def sft(
             "accuracy": summary.before_and_after(run_dir, tasks),
         },
         data=dataset_lib.table(data_set),
-        previous=[init.partition("@")[0]],
+        previous=[base.folder] if base.is_run else [],
     )

@@ -128,6 +128,13 @@ class ExecutionConfig:
     compute_dtype: str = "auto"  # auto | bfloat16 | float32
 
 
+def executed(config: DecoderConfig, how: DecoderConfig | ExecutionConfig) -> DecoderConfig:
+    """The model of `config`, computed as `how` says (and kept in its type of parameters, where it names one)."""
+    names = [field.name for field in dataclasses.fields(ExecutionConfig)]
+    names += ["param_dtype"] if isinstance(how, DecoderConfig) else []
+    return dataclasses.replace(config, **{name: getattr(how, name) for name in names})
+
+
 def with_vocabulary(config: DecoderConfig, vocab_size: int) -> DecoderConfig:
     """The config with rows for a tokenizer's pieces. Errors: ConfigError when it has too few."""
     if config.vocab_size == 0:

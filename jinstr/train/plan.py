@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from jinstr.data import dataset as dataset_lib
 from jinstr.data import readers
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
-from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import base as base_lib
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import startup
 from jinstr.train import state as state_lib
@@ -36,15 +35,16 @@ def lines(settings: dict) -> Iterator[str]:
 def _model(settings: dict) -> config_lib.DecoderConfig | None:
     if "model" not in settings:
         try:
-            model = startup.model_of(settings["init"])
+            base = base_lib.open_base(settings["init"])
         except errors.StorageError:
             return None
-        return dataclasses.replace(model, **dataclasses.asdict(settings["execution"]))
-    model = settings["model"]
-    if pathlib.Path(settings["tokenizer"]).is_file():
-        return config_lib.with_vocabulary(
-            model, tokenizer_lib.load(settings["tokenizer"]).vocab_size
-        )
+        return config_lib.executed(base.config, settings["execution"])
+    model, tokenizer, init = settings["model"], settings["tokenizer"], settings["init"]
+    if init or pathlib.Path(tokenizer).exists():
+        try:
+            return startup.model_for(model, tokenizer, init)[0]
+        except errors.StorageError:
+            return None
     return model if model.vocab_size else None
 
 

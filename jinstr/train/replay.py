@@ -26,6 +26,7 @@ from jinstr.data import loader as loader_lib
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import loop, metrics, serving, startup
 from jinstr.train import optimizer as optimizer_lib
@@ -69,13 +70,13 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
     """
     data_set = dataset_lib.load(
         settings["data"],
-        tokenizer_path=startup.tokenizer_of(str(run_dir)),
+        tokenizer_path=serving.tokenizer_path(run_dir),
         template=serving.template_of(run_dir),
         prepare_config=settings["prepare"],
         seed=settings["seed"],
     )
     trained_at = _trained_at(run_dir)
-    model = startup.model_of(str(run_dir))
+    model = base_lib.open_base(str(run_dir)).config
     if trained_at:  # "auto" is another type on another device
         model = dataclasses.replace(model, compute_dtype=trained_at["compute_dtype"])
     optimizer, rules = settings["optimizer"], settings["rules"]
@@ -91,7 +92,7 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
         run_dir=run_dir,
         settings=settings,
         model=model,
-        tokenizer=tokenizer_lib.load(startup.tokenizer_of(str(run_dir))),
+        tokenizer=tokenizer_lib.load(serving.tokenizer_path(run_dir)),
         loader=data_set.train,
         mesh=mesh,
         transform=transform,
@@ -157,7 +158,8 @@ def state_at(past: Past, up_to: int) -> tuple[dict, int]:
         return state | {"step": _step_number(past, base)}, base
     state = state_lib.init_state(past.model, past.transform, past.abstract, past.settings["seed"])
     if init := past.settings["init"]:
-        params = startup.starting_params(init, past.model, past.abstract["params"])
+        base = base_lib.for_tokenizer(base_lib.open_base(init), past.tokenizer)
+        params = base.load(past.abstract["params"])
         state = state_lib.adopt_params(state, params, past.transform)
     return state, 0
 

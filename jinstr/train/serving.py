@@ -55,6 +55,11 @@ def write_model_files(
         (run_dir / "template.jinja").unlink(missing_ok=True)
 
 
+def tokenizer_path(run_dir) -> str:
+    """The tokenizer of a run directory."""
+    return str(pathlib.Path(run_dir) / "tokenizer.model")
+
+
 def template_of(run_dir) -> str:
     """The template a run was trained with: a name, the path of its template.jinja, or ""."""
     run_dir = pathlib.Path(run_dir)

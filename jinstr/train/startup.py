@@ -12,6 +12,8 @@ from jinstr import errors
 from jinstr.data import fingerprints
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
+from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import state as state_lib
 
@@ -24,35 +26,27 @@ def use_compile_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def starting_params(init: str, model: config_lib.DecoderConfig, abstract_params: dict) -> dict:
-    """The parameters of a run to start from, "RUN_DIR" or "RUN_DIR@step", on the shardings of `abstract_params`.
+def model_for(
+    given: config_lib.DecoderConfig, tokenizer: str, init: str
+) -> tuple[config_lib.DecoderConfig, str, base_lib.Base | None]:
+    """(model, tokenizer, base) of a pretraining run.
 
-    Errors: ConfigError when its model has another shape; StorageError when it holds no sound checkpoint.
+    Without INIT the model is the given one, with the tokenizer's vocabulary; with it, the base's, computed as given.
+    Errors: ConfigError without a tokenizer, or for one or for a shape that are not the base's.
     """
-    run_dir, _, step = init.partition("@")
-    checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint_lib.CheckpointConfig())
-    try:
-        chosen = int(step) if step else checkpointer.latest_verified()
-        if chosen is None:
-            raise errors.StorageError("JI-INIT-001", f"INIT={init}: no checkpoint that verifies")
-        return checkpointer.restore(chosen, {"params": abstract_params})["params"]
-    finally:
-        checkpointer.close()
-
-
-def model_of(init: str) -> config_lib.DecoderConfig:
-    """The model.json of a run. Errors: StorageError when there is none."""
-    path = pathlib.Path(init.partition("@")[0]) / "model.json"
-    if not path.is_file():
-        raise errors.StorageError(
-            "JI-INIT-002",
-            f"INIT={init}: no model.json there; give the RUN_DIR of a training command",
+    base = base_lib.open_base(init) if init else None
+    tokenizer = tokenizer or (base.tokenizer_path if base else "")
+    if not tokenizer:
+        raise errors.ConfigError(
+            "JI-INIT-007",
+            "TOKENIZER is not set; give a .model or tokenizer.json (jinstr tokenizer), or INIT",
         )
-    return config_lib.DecoderConfig.from_json(path.read_bytes(), str(path))
-
-
-def tokenizer_of(init: str) -> str:
-    return str(pathlib.Path(init.partition("@")[0]) / "tokenizer.model")
+    pieces = tokenizer_lib.load(tokenizer)
+    if base is None:
+        return config_lib.with_vocabulary(given, pieces.vocab_size), tokenizer, None
+    base_lib.check_shape(given, base)
+    base = base_lib.for_tokenizer(base, pieces)
+    return config_lib.executed(base.config, given), tokenizer, base
 
 
 def restore_or_init(
@@ -62,18 +56,18 @@ def restore_or_init(
     transform,
     abstract: dict,
     seed: int,
-    init: str,
+    base: base_lib.Base | None,
     data_identity: dict,
 ) -> tuple[dict, int, dict[str, float]]:
-    """(state, steps done, totals of the meter): from the newest sound checkpoint, from another run (`init`), or afresh.
+    """(state, steps done, totals of the meter): from the newest sound checkpoint, from a base, or afresh.
 
     Errors: ConfigError when the data or the batches are not those that the checkpoint was trained on.
     """
     step = checkpointer.start_step()
     if not step:
         state = state_lib.init_state(model, transform, abstract, seed)
-        if init:
-            params = starting_params(init, model, abstract["params"])
+        if base is not None:
+            params = base.load(abstract["params"])
             state = state_lib.adopt_params(state, params, transform)
         return state, 0, {}
     about = checkpointer.read_run_json(step)

@@ -1,0 +1,180 @@
+"""The model that a run starts from: INIT is a run directory, RUN_DIR[@step], or a Hugging Face checkpoint.
+
+hf:/path/to/folder            safetensors in a folder
+hf:org/name[@revision]        a model of the Hugging Face cache; what is not there is downloaded, if that is allowed
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from jinstr import errors
+from jinstr.models import config as config_lib
+from jinstr.models import hf_read, vocabulary
+from jinstr.text import extend
+from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import checkpoint as checkpoint_lib
+from jinstr.train import serving
+
+# What a model needs; never .bin, .pt or .py.
+FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md", "LICENSE*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """A model to start from, not read yet."""
+
+    init: str  # as it was asked for
+    folder: pathlib.Path
+    config: config_lib.DecoderConfig
+    tokenizer_path: str
+    template: str  # a name, the path of a .jinja file, or ""
+    # load(abstract parameters with their shardings) → parameters
+    load: Callable[[dict], dict]
+
+    @property
+    def is_run(self) -> bool:
+        """Is it a run directory of jinstr?"""
+        return not self.init.startswith("hf:")
+
+
+def open_base(init: str, weights: str = "params") -> Base:
+    """The model that INIT names. weights: "params", or "ema" of a run that kept an average.
+
+    Errors: StorageError or ConfigError, saying what is not there or does not fit.
+    """
+    if init.startswith("hf:"):
+        return _hugging_face(init)
+    return _run(init, weights)
+
+
+def folder_of(init: str) -> pathlib.Path:
+    """The folder that INIT names; one of the Hugging Face cache is looked up, and downloaded where it is not there."""
+    if not init.startswith("hf:"):
+        return pathlib.Path(init.partition("@")[0])
+    place = init.removeprefix("hf:")
+    if place.startswith(("/", ".", "~")) or pathlib.Path(place).is_dir():
+        return pathlib.Path(place).expanduser()
+    name, _, revision = place.partition("@")
+    return pathlib.Path(_cached(name, revision or None))
+
+
+def _run(init: str, weights: str) -> Base:
+    folder = folder_of(init)
+    path = folder / "model.json"
+    if not path.is_file():
+        raise errors.StorageError(
+            "JI-INIT-002",
+            f"INIT={init}: no model.json there; give the RUN_DIR of a training command, or hf:FOLDER for a "
+            "Hugging Face checkpoint",
+        )
+    config = config_lib.DecoderConfig.from_json(path.read_bytes(), str(path))
+
+    def load(abstract: dict) -> dict:
+        step = init.partition("@")[2]
+        checkpointer = checkpoint_lib.Checkpointer(folder, checkpoint_lib.CheckpointConfig())
+        try:
+            chosen = int(step) if step else checkpointer.latest_verified()
+            if chosen is None:
+                raise errors.StorageError(
+                    "JI-INIT-001", f"INIT={init}: no checkpoint that verifies"
+                )
+            return checkpointer.restore(chosen, {weights: abstract})[weights]
+        finally:
+            checkpointer.close()
+
+    return Base(
+        init=init,
+        folder=folder,
+        config=config,
+        tokenizer_path=serving.tokenizer_path(folder),
+        template=serving.template_of(folder),
+        load=load,
+    )
+
+
+def _hugging_face(init: str) -> Base:
+    folder = folder_of(init)
+    if not folder.is_dir():
+        raise errors.StorageError("JI-INIT-003", f"INIT={init}: {folder} is not a folder")
+    checkpoint = hf_read.open_checkpoint(folder)
+    return Base(
+        init=init,
+        folder=folder,
+        config=checkpoint.config,
+        tokenizer_path=serving.tokenizer_path(folder),
+        template=serving.template_of(folder),
+        load=lambda abstract: hf_read.load_params(checkpoint, abstract),
+    )
+
+
+def _cached(name: str, revision: str | None) -> str:
+    """The folder of a model in the Hugging Face cache. Errors: StorageError with the reason when it cannot be had."""
+    import huggingface_hub  # only where it is needed: it is slow to import
+    from huggingface_hub import errors as hub_errors
+
+    try:
+        return huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
+    except hub_errors.LocalEntryNotFoundError:
+        pass
+    except ValueError as error:  # not a name
+        raise errors.ConfigError("JI-INIT-004", f"INIT=hf:{name}: {error}") from None
+    print(f"jinstr: hf:{name} is not in the Hugging Face cache; downloading it", flush=True)
+    try:
+        return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES)
+    except (OSError, ValueError) as error:
+        raise errors.StorageError(
+            "JI-INIT-004",
+            f"INIT=hf:{name}: not in the cache (HF_HOME) and not to be had: {str(error).splitlines()[0]}",
+        ) from None
+
+
+def for_tokenizer(base: Base, tokenizer) -> Base:
+    """The base for a tokenizer that is its own, or its own with more pieces behind (`jinstr tokenizer BASE=…`).
+
+    A new piece starts as the mean of the rows of the pieces that its text was before.
+    Errors: ConfigError for any other tokenizer: its ids would mean other rows.
+    """
+    own = tokenizer_lib.load(base.tokenizer_path)
+    if own.fingerprint == tokenizer.fingerprint:
+        return base
+    common = min(own.vocab_size, tokenizer.vocab_size)
+    other = [i for i in range(common) if own.piece(i) != tokenizer.piece(i)]
+    if other or common < own.vocab_size:
+        at = other[0] if other else common
+        theirs = repr(tokenizer.piece(at)) if at < tokenizer.vocab_size else "missing"
+        raise errors.ConfigError(
+            "JI-INIT-006",
+            f"{tokenizer.path} is not the tokenizer of INIT={base.init} ({base.tokenizer_path}), nor one that extends "
+            f"it: piece {at} is {theirs} and not {own.piece(at)!r}; leave TOKENIZER out, or extend that one "
+            "(jinstr tokenizer BASE=…)",
+        )
+    size = base.config.vocab_size
+    if tokenizer.vocab_size > size:
+        size = -(-tokenizer.vocab_size // 64) * 64
+    config = dataclasses.replace(base.config, vocab_size=size)
+    pieces = extend.old_pieces(own, tokenizer)
+
+    def load(abstract: dict) -> dict:
+        before = vocabulary.narrowed(abstract, base.config.vocab_size)
+        return vocabulary.widened(base.load(before), abstract, pieces, own.vocab_size)
+
+    return dataclasses.replace(base, config=config, load=load)
+
+
+def check_shape(given: config_lib.DecoderConfig, base: Base) -> None:
+    """A shape that was asked for beside INIT must be that of INIT. Errors: ConfigError naming what differs."""
+    plain = config_lib.DecoderConfig()
+    execution = {f.name for f in dataclasses.fields(config_lib.ExecutionConfig)}
+    for field in dataclasses.fields(config_lib.DecoderConfig):
+        asked, own = getattr(given, field.name), getattr(base.config, field.name)
+        if field.name in (*execution, "param_dtype", "vocab_size"):
+            continue
+        if asked not in (own, getattr(plain, field.name)):
+            raise errors.ConfigError(
+                "JI-INIT-005",
+                f"DecoderConfig.{field.name} = {asked!r}, but INIT={base.init} has {own!r}; the shape of a model comes "
+                "from INIT, so leave the model file out",
+            )
