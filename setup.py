@@ -19,6 +19,7 @@ CORE = [
     "pyarrow>=18",
     "sentencepiece>=0.2.3",
     "tensorboardX>=2.6.4",
+    "tokenizers>=0.20",
     "tqdm>=4.66",
     "xxhash>=3.5",
 ]

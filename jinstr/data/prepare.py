@@ -203,23 +203,23 @@ def _given(source, tokenizer_path: str, template: str, config) -> prepared.Prepa
 
 
 def _tokenizer_file(tokenizer_path: str) -> pathlib.Path:
-    tokenizer = pathlib.Path(tokenizer_path)
-    if not tokenizer.is_file():
+    found = tokenizer_lib.find(tokenizer_path)
+    if found is None:
         raise errors.ConfigError(
             "JI-PREPARE-005",
-            f"TOKENIZER={tokenizer_path}: no such file; make one: jinstr tokenizer",
+            f"TOKENIZER={tokenizer_path}: no such file, or a folder without tokenizer.json and tokenizer.model; "
+            "make one: jinstr tokenizer",
         )
-    return tokenizer
+    return found
 
 
 def _folder(source, tokenizer_path, template, config, cache_dir) -> tuple[pathlib.Path, dict]:
     """Where the set of a source lives (its name and a digest), and all that its bytes depend on."""
     tokenizer = _tokenizer_file(tokenizer_path)
-    profile = tokenizer.with_suffix(".json")
     facts = {
         "source": state.source_state(source, cache_dir, config.verify_data)[0],
         "tokenizer": prepared.file_digest(tokenizer),
-        "profile": profile.read_text("utf-8") if profile.is_file() else "",
+        "profile": tokenizer_lib.beside(tokenizer),
         "template": state.template_text(template),
         "shards": config.shards,
         "audit": config.audit,

@@ -1,6 +1,6 @@
 """Named changes to text before it is tokenised. Identity by default: what goes in comes out again.
 
-A profile travels with the tokenizer (in the .json beside its .model), so training, evaluation and chat apply the same.
+A profile travels with the tokenizer (X.normalise.json beside X.model), so training, evaluation and chat apply the same.
 Newlines are always kept.
 """
 

@@ -1,4 +1,6 @@
-"""SentencePiece models as jinstr uses them: text to ids and back without loss, and no control token from user text.
+"""Tokenizers as jinstr uses them: text to ids and back without loss, and no control token from user text.
+
+`load` opens SentencePiece models, which are read here, and Hugging Face files, which `hf_tokenizer.py` reads.
 
 Three traps are closed here, so that nobody above needs to know them:
   - models with `add_dummy_prefix` put a space before every text they encode; `encode_continuation` is what the text
@@ -9,21 +11,21 @@ Three traps are closed here, so that nobody above needs to know them:
 
 from __future__ import annotations
 
-import codecs
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import sentencepiece
 import xxhash
 
 from jinstr import errors
+from jinstr.text import hf_special, hf_tokenizer, surfaces
 from jinstr.text import normalise as normalise_lib
 
-_SPACE = "\u2581"
-# User-defined pieces that look like markup are control tokens; "\n" or runs of spaces are ordinary text.
-_MARKUP = re.compile(r"<[^<>\s]{1,64}>|\[[A-Z/]{2,16}\]")
+_SPACE = surfaces.SPACE
+PROFILE = ".normalise.json"  # beside X.model: the normalisation profile
 
 
 class Tokenizer:
@@ -55,7 +57,7 @@ class Tokenizer:
         """The padding id: the model's own, or a control piece that says so, or the unknown token."""
         if self._model.pad_id() >= 0:
             return self._model.pad_id()
-        for piece in ("<pad>", "<PAD>", "<PAD|LLM-jp>", "[PAD]", "<|pad|>"):
+        for piece in hf_special.PADS:
             if piece in self._ids:
                 return self._ids[piece]
         return self.unk_id
@@ -64,7 +66,7 @@ class Tokenizer:
         """A control token by its looks that is declared as text (Llama and llm-jp models have such)."""
         model, piece = self._model, self._pieces[id]
         plain = model.is_control(id) or model.is_byte(id) or model.is_unknown(id)
-        return not plain and bool(_MARKUP.fullmatch(piece))
+        return not plain and surfaces.is_markup(piece)
 
     def _surface(self, id: int) -> bytes:
         model, piece = self._model, self._pieces[id]
@@ -156,9 +158,9 @@ class Tokenizer:
         surfaces = self._surfaces
         return b"".join([surfaces[id] for id in ids]).decode("utf-8", "ignore")
 
-    def stream(self) -> Stream:
+    def stream(self) -> surfaces.Stream:
         """A decoder that takes the ids of one answer one at a time."""
-        return Stream(self._surfaces)
+        return surfaces.Stream(self._surfaces)
 
     def id_of(self, piece: str) -> int | None:
         """The id of a control piece such as "<|im_start|>"; None when the model has none of that name."""
@@ -176,49 +178,102 @@ class Tokenizer:
         return self._model.is_byte(id)
 
 
-class Stream:
-    """Ids to text one by one; a character appears when its last byte does, and U+FFFD never."""
-
-    def __init__(self, surfaces: list[bytes]):
-        self._surfaces = surfaces
-        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-
-    def push(self, id: int) -> str:
-        return self._decoder.decode(self._surfaces[id])
-
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+def profile_of(model: pathlib.Path) -> pathlib.Path | None:
+    """The file of the normalisation profile beside X.model: X.normalise.json, or X.json as older versions wrote it."""
+    named, older = model.with_suffix(PROFILE), model.with_suffix(".json")
+    if named.is_file():
+        return named
+    return older if _is_profile(older) else None
 
 
-def load(path: str | pathlib.Path) -> Tokenizer:
-    """Read X.model, and the normalisation profile from X.json beside it (identity without one).
+def _is_profile(path: pathlib.Path) -> bool:
+    """Whether X.json beside X.model is a profile; one that is broken counts, to be refused by name."""
+    if not path.is_file():
+        return False
+    try:
+        facts = json.loads(path.read_bytes())
+    except ValueError:
+        return True
+    return isinstance(facts, dict) and "normalise" in facts and "model" not in facts
 
-    Errors: ConfigError when the file is missing or no SentencePiece model, or pad and eos are the same.
+
+def find(path: str | pathlib.Path) -> pathlib.Path | None:
+    """The tokenizer file at a path: itself, or in a folder its tokenizer.json, or else its tokenizer.model.
+
+    Of both the first is taken: tokens that were added to a model stand only there.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
+    if path.is_file():
+        return path
+    whole, model = path / "tokenizer.json", path / "tokenizer.model"
+    if whole.is_file() and not (model.is_file() and _is_profile(whole)):
+        return whole
+    return model if model.is_file() else None
+
+
+def beside(file: pathlib.Path) -> str:
+    """What the files beside a tokenizer file say of its ids: the profile, or the special tokens."""
+    if file.suffix == ".json":
+        return repr(hf_special.read(file.parent))
+    profile = profile_of(file)
+    return profile.read_text("utf-8") if profile else ""
+
+
+def copy(path: str | pathlib.Path, folder: pathlib.Path) -> None:
+    """Put the tokenizer at a path into a folder as tokenizer.model or tokenizer.json, with what belongs to it.
+
+    A tokenizer.json gets a tokenizer_config.json that names its special tokens, wherever they were named before.
+    """
+    file = find(path)
+    if file is None:
+        raise errors.ConfigError("JI-TOKENIZER-003", f"{path}: no tokenizer there")
+    targets = {file: folder / f"tokenizer{file.suffix}"}
+    profile = profile_of(file) if file.suffix != ".json" else None
+    if profile:
+        targets[profile] = folder / f"tokenizer{PROFILE}"
+    for source, target in targets.items():
+        if source.resolve() != target.resolve():
+            shutil.copyfile(source, target)
+    if file.suffix == ".json" and file.parent.resolve() != folder.resolve():
+        facts = hf_special.completed(file.parent, load(file))
+        text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, "utf-8")
+
+
+def load(path: str | pathlib.Path) -> Tokenizer | hf_tokenizer.HfTokenizer:
+    """Open X.model with its profile X.normalise.json (identity without one), a tokenizer.json, or a folder with either.
+
+    Errors: ConfigError when the file is missing or no tokenizer, or pad and eos are the same.
+    """
+    found = find(path)
+    if found is None:
         raise errors.ConfigError(
-            "JI-TOKENIZER-003", f"{path}: no such file; make one with `jinstr tokenizer`"
+            "JI-TOKENIZER-003",
+            f"{path}: no such file, or a folder without tokenizer.json and tokenizer.model; make one with "
+            "`jinstr tokenizer`",
         )
-    profile = normalise_lib.NormaliseConfig()
-    beside = path.with_suffix(".json")
-    if beside.is_file():
-        try:
-            profile = normalise_lib.NormaliseConfig(
-                **json.loads(beside.read_text("utf-8"))["normalise"]
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise errors.ConfigError(
-                "JI-TOKENIZER-004", f"{beside}: no normalisation profile in it ({error})"
-            ) from None
+    if found.suffix == ".json":
+        return hf_tokenizer.load(found)
+    profile = _read_profile(profile_of(found))
     try:
-        tokenizer = Tokenizer(str(path), profile)
+        tokenizer = Tokenizer(str(found), profile)
     except RuntimeError as error:
         raise errors.ConfigError(
-            "JI-TOKENIZER-005", f"{path}: not a SentencePiece model ({error})"
+            "JI-TOKENIZER-005", f"{found}: not a SentencePiece model ({error})"
         ) from None
     if tokenizer.pad_id == tokenizer.eos_id:
         raise errors.ConfigError(
-            "JI-TOKENIZER-006", f"{path}: padding and end of text are both id {tokenizer.eos_id}"
+            "JI-TOKENIZER-006", f"{found}: padding and end of text are both id {tokenizer.eos_id}"
         )
     return tokenizer
+
+
+def _read_profile(path: pathlib.Path | None) -> normalise_lib.NormaliseConfig:
+    if path is None:
+        return normalise_lib.NormaliseConfig()
+    try:
+        return normalise_lib.NormaliseConfig(**json.loads(path.read_text("utf-8"))["normalise"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.ConfigError(
+            "JI-TOKENIZER-004", f"{path}: no normalisation profile in it ({error})"
+        ) from None

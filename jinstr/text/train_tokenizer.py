@@ -157,7 +157,7 @@ def train(
     profile: normalise_lib.NormaliseConfig,
     compare: Sequence[str] = (),
 ) -> dict:
-    """Write OUT.model, OUT.json (the normalisation profile) and OUT.report.json; return the report.
+    """Write OUT.model, OUT.normalise.json (the normalisation profile) and OUT.report.json; return the report.
 
     texts: documents by source, read once. compare: other .model files measured on the same text.
     Errors: ConfigError when the vocabulary does not fit the text; DataError when there is no text.
@@ -203,7 +203,10 @@ def train(
     path.parent.mkdir(parents=True, exist_ok=True)
     model_path = path.with_name(path.name + ".model")
     model_path.write_bytes(model.getvalue())
-    _write_json(path.with_name(path.name + ".json"), {"normalise": dataclasses.asdict(profile)})
+    _write_json(
+        path.with_name(path.name + tokenizer_lib.PROFILE),
+        {"normalise": dataclasses.asdict(profile)},
+    )
     report = {
         "config": dataclasses.asdict(config),
         "normalise": dataclasses.asdict(profile),

@@ -1,7 +1,8 @@
 """What a run directory needs so that others can use its model, and reading it back.
 
 RUN_DIR/model.json        the DecoderConfig
-RUN_DIR/tokenizer.model   the SentencePiece model, beside tokenizer.json (its normalisation profile)
+RUN_DIR/tokenizer.model   the SentencePiece model, beside tokenizer.normalise.json (its normalisation profile); or
+RUN_DIR/tokenizer.json    a Hugging Face tokenizer, beside tokenizer_config.json (its special tokens)
 RUN_DIR/template.txt      the name of a built-in chat template; or template.jinja, a template of one's own; or neither
 """
 
@@ -40,11 +41,7 @@ def write_model_files(
     run_dir = pathlib.Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "model.json").write_text(config.to_json() + "\n", encoding="utf-8")
-    source = pathlib.Path(tokenizer_path)
-    for path in (source, source.with_suffix(".json")):
-        target = run_dir / f"tokenizer{path.suffix}"
-        if path.exists() and path.resolve() != target.resolve():
-            shutil.copyfile(path, target)
+    tokenizer_lib.copy(tokenizer_path, run_dir)
     if template.endswith(".jinja"):
         target = run_dir / "template.jinja"
         if pathlib.Path(template).resolve() != target.resolve():
@@ -56,8 +53,14 @@ def write_model_files(
 
 
 def tokenizer_path(run_dir) -> str:
-    """The tokenizer of a run directory."""
-    return str(pathlib.Path(run_dir) / "tokenizer.model")
+    """The tokenizer file of a run. Errors: StorageError when there is none."""
+    found = tokenizer_lib.find(run_dir)
+    if found is None:
+        raise errors.StorageError(
+            "JI-SERVE-001",
+            f"{run_dir} has no tokenizer.model or tokenizer.json; give a RUN_DIR that `jinstr pretrain` or `sft` wrote",
+        )
+    return str(found)
 
 
 def template_of(run_dir) -> str:
@@ -85,15 +88,14 @@ def load_run(
     Errors: StorageError when the directory holds no model or no sound checkpoint.
     """
     run_dir = pathlib.Path(run_dir)
-    for name in ("model.json", "tokenizer.model"):
-        if not (run_dir / name).exists():
-            raise errors.StorageError(
-                "JI-SERVE-001",
-                f"{run_dir} has no {name}; give a RUN_DIR that `jinstr pretrain` or `sft` wrote",
-            )
     path = run_dir / "model.json"
+    if not path.exists():
+        raise errors.StorageError(
+            "JI-SERVE-001",
+            f"{run_dir} has no model.json; give a RUN_DIR that `jinstr pretrain` or `sft` wrote",
+        )
     config = config_lib.DecoderConfig.from_json(path.read_bytes(), str(path))
-    tokenizer = tokenizer_lib.load(str(run_dir / "tokenizer.model"))
+    tokenizer = tokenizer_lib.load(tokenizer_path(run_dir))
     name = template or template_of(run_dir)
     chat_template = templates_lib.load(name, tokenizer) if name else None
     checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint_lib.CheckpointConfig())

@@ -1,0 +1,91 @@
+"""Which tokens begin a text, end it and pad a batch, from the files that Hugging Face keeps beside a tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Set
+from typing import NamedTuple
+
+from jinstr import errors
+
+NAMED = ("tokenizer_config.json", "special_tokens_map.json")  # hold names of tokens
+NUMBERED = ("generation_config.json", "config.json")  # hold ids
+PADS = ("<pad>", "<PAD>", "<PAD|LLM-jp>", "[PAD]", "<|pad|>", "<|padding|>")
+
+
+class Special(NamedTuple):
+    """What the files say. Names win over ids; a bos_token of null in tokenizer_config.json means: none."""
+
+    names: tuple[tuple[str, str | None], ...]
+    numbers: tuple[tuple[str, int], ...]
+
+    def ids(
+        self, vocabulary: Mapping[str, int], controls: Set[int], unk: int, path: str
+    ) -> tuple[int, int, int]:
+        """(bos or -1, eos, pad). Errors: ConfigError when no end of text is named, or the name is not a token."""
+        names, numbers = dict(self.names), dict(self.numbers)
+
+        def find(name: str) -> int:
+            piece = names.get(f"{name}_token")
+            if piece is not None and piece not in vocabulary:
+                raise errors.ConfigError(
+                    "JI-TOKENIZER-013",
+                    f"{path}: its configuration calls {piece!r} the {name}_token, which it lacks",
+                )
+            return vocabulary[piece] if piece is not None else numbers.get(f"{name}_token_id", -1)
+
+        known = set(vocabulary.values())
+        eos = find("eos")
+        if eos not in known:
+            raise errors.ConfigError(
+                "JI-TOKENIZER-014",
+                f"{path}: no file beside it names the end-of-text token; put its tokenizer_config.json there",
+            )
+        bos = -1 if "bos_token" in names and names["bos_token"] is None else find("bos")
+        bos = bos if bos in known else -1
+        first = [find("pad"), *(vocabulary.get(piece, -1) for piece in PADS), unk]
+        rest = [*sorted(set(controls) - {bos, eos}), bos, *sorted(known)[:2]]
+        pad = next(id for id in [*first, *rest] if id in known and id != eos)
+        return bos, eos, pad
+
+
+def _read(path: pathlib.Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise errors.ConfigError("JI-TOKENIZER-015", f"{path}: not JSON ({error})") from None
+    return value if isinstance(value, dict) else {}
+
+
+def read(folder: pathlib.Path) -> Special:
+    """What the files in a folder say; earlier files win. Errors: ConfigError for a file that is no JSON."""
+    names: dict[str, str | None] = {}
+    for file in NAMED:
+        for name, value in _read(folder / file).items():
+            if name in ("bos_token", "eos_token", "pad_token"):
+                piece = value.get("content") if isinstance(value, dict) else value
+                names.setdefault(name, piece if isinstance(piece, str) else None)
+    numbers: dict[str, int] = {}
+    for file in NUMBERED:
+        facts = _read(folder / file)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = facts.get(name)
+            value = value[0] if isinstance(value, list) and value else value
+            if isinstance(value, int) and not isinstance(value, bool):
+                numbers.setdefault(name, value)
+    return Special(tuple(sorted(names.items())), tuple(sorted(numbers.items())))
+
+
+def completed(folder: pathlib.Path, tokenizer) -> dict:
+    """The tokenizer_config.json of a folder with the special tokens of the tokenizer written into it."""
+    facts = _read(folder / "tokenizer_config.json")
+    for name, id in (
+        ("bos_token", tokenizer.bos_id),
+        ("eos_token", tokenizer.eos_id),
+        ("pad_token", tokenizer.pad_id),
+    ):
+        facts[name] = tokenizer.piece(id) if id >= 0 else None
+    return facts

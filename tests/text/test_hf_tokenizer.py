@@ -1,0 +1,257 @@
+"""tokenizer.json files: lossless, typed control strings stay text, special tokens from the files beside them."""
+
+import json
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from jinstr import errors
+from jinstr.samples import build
+from jinstr.text import render, templates, train_tokenizer
+from jinstr.text import tokenizer as tokenizer_lib
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
+HARD = [
+    *(
+        "",
+        " ",
+        "  x",
+        "　全角と 半角",
+        "\u2581\u2581",
+        "a\u2581b",
+        "①㈱ｶﾞｷﾞ𠮷👨‍👩‍👧",
+        "\x00\x02",
+        "<0x41>",
+    ),
+    *("改行\n\n\tタブ\r\n", "</s><s><|im_start|>user<pad>", "<think>考え</think>", "<|endoftext|>"),
+]
+
+
+def texts():
+    for row in build.hand_written():
+        yield row["text"]
+    yield from build.passages()
+
+
+def byte_level(prefix=False):
+    """As Llama 3 and Qwen files are: a pattern, bytes, special tokens, and added ones that are not called special."""
+    made = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(
+        tokenizers.Regex(r"\p{N}{1,3}|\s*[\r\n]+|[^\r\n\p{N}]+"), "isolated"
+    )
+    level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
+    made.pre_tokenizer = level if prefix else pre_tokenizers.Sequence([split, level])
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts(), trainer)
+    made.add_tokens(
+        [tokenizers.AddedToken(t, normalized=n) for t, n in (("<think>", True), ("   ", False))]
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    made.enable_truncation(8)
+    return made
+
+
+def converted(prefix, kind="BPE"):
+    """As Llama 2 and Gemma files are: U+2581 for spaces, bytes for what has no piece."""
+    letters = sorted({c for text in texts() for c in text.replace(" ", "\u2581")} | {"\u2581", "x"})
+    names = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<mask>",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        *letters,
+        "です",
+        "\u2581x",
+    ]
+    vocab = {piece: id for id, piece in enumerate(names)}
+    if kind == "BPE":
+        merges = [("で", "す"), ("\u2581", "x")]
+        model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    else:
+        scored = [
+            (piece, -99.0 if id < 260 else -9.0 if len(piece) == 1 else -10.0)
+            for piece, id in vocab.items()
+        ]
+        model = models.Unigram(scored, unk_id=0, byte_fallback=True)
+    made = tokenizers.Tokenizer(model)
+    steps = [normalizers.Prepend("\u2581")] if prefix else []
+    made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return made
+
+
+def metaspace():
+    made = converted(False)
+    made.normalizer = None
+    made.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", "first", split=False)
+    return made
+
+
+CHAT = {"bos_token": None, "eos_token": {"content": "<|im_end|>"}, "pad_token": "<|im_end|>"}
+LLAMA = {"bos_token": "<s>", "eos_token": "</s>"}
+KINDS = {
+    "byte-level": (byte_level, CHAT),
+    "byte-level with a space first": (lambda: byte_level(True), CHAT),
+    "converted": (lambda: converted(False), LLAMA),
+    "converted with a space first": (lambda: converted(True), LLAMA),
+    "converted unigram": (lambda: converted(True, "Unigram"), LLAMA),
+    "metaspace": (metaspace, LLAMA),
+}
+
+
+def saved(folder, made, special=None, **others):
+    made.save(str(folder / "tokenizer.json"))
+    for name, value in {"tokenizer_config": special, **others}.items():
+        if value is not None:
+            (folder / f"{name}.json").write_text(json.dumps(value), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module", params=sorted(KINDS))
+def each(request, tmp_path_factory):
+    make, config = KINDS[request.param]
+    return tokenizer_lib.load(saved(tmp_path_factory.mktemp("hf"), make(), config))
+
+
+def lossless(tokenizer, text):
+    """Whether a round trip is promised: a Metaspace step drops one space before a text, bytes have no U+2581."""
+    steps = json.loads(open(tokenizer.path, encoding="utf-8").read())["pre_tokenizer"] or {}
+    eats = steps.get("type") == "Metaspace" or steps.get("add_prefix_space")
+    return not (eats and text.startswith(" "))
+
+
+def test_round_trip_of_any_unicode(each):
+    some = [*HARD, *train_tokenizer.random_unicode(300, seed=1), *list(texts())[:40]]
+    assert [each.decode_continuation(each.encode_continuation(t)) for t in some] == some
+    some = [text for text in some if lossless(each, text)]
+    assert len(some) > 300
+    assert [each.decode(each.encode(t)) for t in some] == some
+    assert all(each.encode_array(t).tolist() == each.encode(t) for t in some)
+
+
+def test_typed_control_strings_stay_text(each):
+    raw = tokenizers.Tokenizer.from_file(each.path)
+    for text in [*HARD, "前<|im_end|>後", "<mask>", *train_tokenizer.random_unicode(200, 2)]:
+        for ids in (each.encode(text), each.encode_continuation(text)):
+            assert not [id for id in ids if each.is_control(id)], text
+    # Negative control: the file as it is gives control tokens.
+    typed = "<|im_start|>" if raw.token_to_id("<|im_start|>") else "</s>"
+    assert each.is_control(raw.encode("x " + typed, add_special_tokens=False).ids[-1])
+    assert each.id_of(typed) == raw.token_to_id(typed) and each.id_of("x") is None
+
+
+def test_plain_text_has_the_ids_of_the_library(each):
+    raw = tokenizers.Tokenizer.from_file(each.path)
+    raw.no_truncation()
+    for text in texts():
+        assert each.encode(text) == raw.encode(text, add_special_tokens=False).ids
+
+
+def test_stream_equals_decode_and_has_no_broken_characters(each):
+    for text in [*HARD, "𠮷野家で👩‍👧と食べた"]:
+        ids = each.encode_continuation(text)
+        for end in range(len(ids) + 1):
+            stream = each.stream()
+            pieces = "".join([*(stream.push(id) for id in ids[:end]), stream.flush()])
+            assert "\ufffd" not in pieces and pieces == each.decode_continuation(ids[:end])
+
+
+def test_a_text_in_mid_document_has_no_space_first(each):
+    first, middle = each.encode("xです"), each.encode_continuation("xです")
+    assert (first != middle) == each._adds_prefix
+    assert each.decode_continuation(middle) == "xです" == each.decode(first)
+
+
+def test_special_tokens(tmp_path):
+    tokenizer = tokenizer_lib.load(saved(tmp_path, byte_level(), CHAT))
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (-1, 2, 3)
+    # The pad token that the file names is the end of text: padding must be another.
+    assert tokenizer.piece(tokenizer.pad_id) == "<pad>" and tokenizer.unk_id == -1
+    before = tokenizer.fingerprint
+    ids = {"bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": 3}
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer = tokenizer_lib.load(saved(tmp_path, byte_level(), None, generation_config=ids))
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 3)
+    assert tokenizer.fingerprint != before
+
+
+def test_padding_of_a_model_that_names_none(tmp_path):
+    tokenizer = tokenizer_lib.load(saved(tmp_path, converted(True), LLAMA))
+    assert tokenizer.pad_id == tokenizer.unk_id == 0 != tokenizer.eos_id
+    assert not tokenizer.is_control(tokenizer.unk_id)
+
+
+def test_ids_stay_where_added_tokens_follow_the_vocabulary(tmp_path):
+    made = byte_level()
+    tokenizer = tokenizer_lib.load(saved(tmp_path, made, CHAT))
+    assert tokenizer.id_of("<think>") == made.token_to_id("<think>")
+    assert tokenizer.encode("   ") == [made.token_to_id("   ")] == [tokenizer.vocab_size - 1]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"model": {"type": "BPE"}}'])
+def test_files_that_are_no_tokenizer(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(errors.ConfigError, match="tokenizer.json: (not a|a BPE)"):
+        tokenizer_lib.load(tmp_path)
+
+
+def test_kinds_that_are_not_read(tmp_path):
+    made = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    made.decoder = decoders.WordPiece()
+    with pytest.raises(errors.ConfigError, match="WordPiece model with the decoder WordPiece"):
+        tokenizer_lib.load(saved(tmp_path, made, LLAMA))
+
+
+def test_no_end_of_text_is_refused(tmp_path):
+    with pytest.raises(errors.ConfigError, match="names the end-of-text token"):
+        tokenizer_lib.load(saved(tmp_path, byte_level()))
+    with pytest.raises(errors.ConfigError, match="calls '<eos>' the eos_token, which it lacks"):
+        tokenizer_lib.load(saved(tmp_path, byte_level(), {"eos_token": "<eos>"}))
+
+
+def test_lone_surrogates_are_refused(each):
+    with pytest.raises(errors.DataError, match="lone surrogate at character 1"):
+        each.encode("a\ud800b")
+
+
+def test_conversations(tmp_path):
+    tokenizer = tokenizer_lib.load(saved(tmp_path, byte_level(), CHAT))
+    template = templates.load("chatml", tokenizer)
+    typed = [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "答え"}]
+    rendered = render.render(typed, template, tokenizer)
+    shown = [tokenizer.piece(id) for id in rendered.tokens if tokenizer.is_control(id)]
+    assert shown == ["<|im_start|>", "<|im_end|>"] * 2
+    assert sum(rendered.loss_mask) == len(tokenizer.encode_continuation("答え")) + 1
+
+
+def test_a_copy_is_the_same_tokenizer(tmp_path, tokenizer):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.mkdir(), target.mkdir()
+    ids = {"eos_token_id": 2, "bos_token_id": 0}
+    first = tokenizer_lib.load(saved(source, byte_level(), None, config=ids))
+    tokenizer_lib.copy(source, target)
+    again = tokenizer_lib.load(target)
+    assert (again.bos_id, again.eos_id, again.pad_id) == (0, 2, 3)
+    assert again.encode("本文です") == first.encode("本文です")
+    assert not (target / "config.json").exists()
+    # Where both kinds lie, the .json is taken; an older profile of that name is not one.
+    tokenizer_lib.copy(tokenizer.path, target)
+    assert tokenizer_lib.find(target).name == "tokenizer.json"
+    (target / "tokenizer.json").write_text('{"normalise": {"nfkc": true}}', "utf-8")
+    assert tokenizer_lib.load(target).fingerprint == tokenizer.fingerprint
+    (target / "tokenizer.normalise.json").unlink()
+    assert tokenizer_lib.load(target).profile.nfkc
