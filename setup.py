@@ -17,6 +17,8 @@ CORE = [
     "optax>=0.2.8,<0.4",
     "orbax-checkpoint>=0.12.8,<0.14",
     "pyarrow>=18",
+    # model cards begin with YAML and import-config reads it; flax and orbax bring it anyway (safe_load only)
+    "pyyaml>=6",
     "sentencepiece>=0.2.3",
     "tensorboardX>=2.6.4",
     "tokenizers>=0.20",

@@ -1,0 +1,143 @@
+"""Licences of what a model was made from: what is known of its base, and the one word that its card may say.
+
+The rule (`decide`), which invents nothing: terms are those of every source of every stage, of what influenced the
+training (a reward model), and of the base. All known and the same: that licence. All known and different: `other`,
+named mixed. Some not known: `other`, named as not fully known. None known: `unknown`. It is no legal judgement.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+
+import yaml
+
+from jinstr import redact
+
+# Identifiers that the Hugging Face Hub knows; others are published as `other` with their name.
+HUB_IDS = frozenset(
+    """afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause
+    bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+    cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0
+    cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m
+    ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gemma gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0
+    llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++
+    osl-3.0 pddl postgresql unlicense wtfpl zlib""".split()
+)
+_LONGEST_CARD = 1 << 16  # bytes of a README.md or LICENSE that are looked at
+_BEGINNINGS = (  # how the texts of licences that need no name of their own begin
+    (r"apache license\s+version 2\.0", "apache-2.0"),
+    (r"mit license", "mit"),
+    (r"llama 2 community license", "llama2"),
+    (r"meta llama 3 community license", "llama3"),
+    (r"llama 3\.1 community license", "llama3.1"),
+    (r"llama 3\.2 community license", "llama3.2"),
+    (r"llama 3\.3 community license", "llama3.3"),
+)
+
+
+def identifier(licence: str) -> str:
+    """A licence as the Hub spells it: "CC BY-SA 4.0" → cc-by-sa-4.0."""
+    plain = re.sub(r"[\s_]+", "-", licence.strip().lower())
+    return re.sub(r"[^\w.+-]+", "-", plain).strip("-")
+
+
+def decide(licences: Iterable[str]) -> dict[str, str]:
+    """{"license", and where that is `other` "license_name"} of a model made from material under `licences`; "" = not
+    known. See the rule above."""
+    found = [identifier(licence) for licence in licences]
+    known = sorted({licence for licence in found if licence})
+    if not known:
+        return {"license": "unknown"}
+    if "" in found:
+        return {"license": "other", "license_name": "not-fully-known-see-card"}
+    if len(known) > 1:
+        return {"license": "other", "license_name": "mixed-see-card"}
+    if known[0] in HUB_IDS:
+        return {"license": known[0]}
+    return {"license": "other", "license_name": known[0]}
+
+
+def all_of(flags: Iterable[bool | None]) -> bool | None:
+    """May all be used so? False as soon as one may not; None while one is not known, or there is none."""
+    found = list(flags)
+    if False in found:
+        return False
+    return True if found and None not in found else None
+
+
+def of_base(init: str) -> dict:
+    """What is known of the base that "hf:/folder" or "hf:org/name[@revision]" names, without asking anyone.
+
+    {"name": folder or org/name, "id": org/name or "", "revision", "licence", "licence_from", "datasets"}; "" and [] =
+    not known. Only files that are on this machine are read: the folder, or the Hugging Face cache.
+    """
+    word = init.removeprefix("hf:")
+    folder = pathlib.Path(word).expanduser()
+    if folder.is_dir():
+        found = {"name": folder.resolve().name, "id": "", "revision": ""}
+        cached = re.search(r"models--([^/]+)--([^/]+)/snapshots/([^/]+)", str(folder.absolute()))
+        if cached:
+            name = f"{cached[1]}/{cached[2]}"
+            found |= {"name": name, "id": name, "revision": cached[3]}
+        return found | _terms(folder)
+    name, _, revision = word.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # a folder that is gone: its own name only
+        return {"name": folder.name, "id": "", "revision": ""} | _terms(None)
+    found = {"name": name, "id": name, "revision": revision}
+    return found | _terms(_cached(name, revision or "main"))
+
+
+def _cached(name: str, revision: str) -> pathlib.Path | None:
+    """The folder of a repository in the Hugging Face cache; None where it is not there."""
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    hub = pathlib.Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    place = hub / f"models--{name.replace('/', '--')}"
+    if re.search(r"[/\\]|\.\.", revision):
+        return None
+    ref = place / "refs" / revision
+    commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
+    folder = place / "snapshots" / pathlib.Path(commit).name
+    return folder if folder.is_dir() else None
+
+
+def _terms(folder: pathlib.Path | None) -> dict:
+    """Licence and data that a folder's card names, else the licence whose text lies there."""
+    found = {"licence": "", "licence_from": "", "datasets": []}
+    if folder is None:
+        return found
+    said = front_matter(_beginning(folder / "README.md"))
+    licence = said.get("license_name") if said.get("license") == "other" else said.get("license")
+    if isinstance(said.get("datasets"), list):
+        found["datasets"] = [
+            redact.text(name) for name in said["datasets"] if isinstance(name, str)
+        ]
+    if isinstance(licence, str) and licence.strip() and licence != "unknown":
+        return found | {"licence": redact.text(licence.strip()), "licence_from": "README.md"}
+    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
+        text = _beginning(folder / name)[:2000]
+        first = next((line.strip(" #*") for line in text.splitlines() if line.strip(" #*")), "")
+        if first:
+            told = [id for begins, id in _BEGINNINGS if re.match(rf"\W*{begins}", text.lower())]
+            licence = told[0] if told else redact.text(first[:80])
+            return found | {"licence": licence, "licence_from": name}
+    return found
+
+
+def _beginning(path: pathlib.Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(_LONGEST_CARD).decode("utf-8", "replace")
+
+
+def front_matter(text: str) -> Mapping:
+    """The YAML between the lines --- at the head of a card; {} where there is none that can be read."""
+    found = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---(?:\r?\n|$)", text, re.DOTALL)
+    try:
+        values = yaml.safe_load(found[1]) if found else {}
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,207 @@
+"""Where a model comes from: the run, the run that it started from (INIT), and so on, as facts for its card.
+
+Everything is read from what runs leave in their directories (config.json, summary.json, data.json, metrics.jsonl,
+incidents.jsonl, model.json); nothing is computed and no checkpoint is opened. What a file does not say is None or "".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+from jinstr import errors, redact
+from jinstr.data import sources as sources_lib
+from jinstr.train import metrics, serving
+
+HUB = "hf:"  # what INIT begins with where the base is a Hugging Face folder or repository
+_FACTS = ("licence", "provenance", "commercial", "redistributable")
+_OPTIMIZER = (
+    "name",
+    "learning_rate",
+    "muon_learning_rate",
+    "schedule",
+    "warmup_steps",
+    "weight_decay",
+    "clip_norm",
+)
+# Two folders at least, so that "和文/英文" stays; what stands before tells addresses (https://…) apart.
+_FOLDERS = re.compile(
+    r"(?:file://|(?<![A-Za-z0-9_:/.~-]))(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\,;:*?\"'<>|、。，（）「」]+){2,}[/\\]?"
+)
+
+
+def published(text: str) -> str:
+    """The text without secrets, and with the last part only of every absolute path: a card is read by anyone."""
+
+    def last(found: re.Match) -> str:
+        return re.split(r"[/\\]", found[0].rstrip("/\\"))[-1]
+
+    return _FOLDERS.sub(last, redact.text(text))
+
+
+def read(path: pathlib.Path, default):
+    """The JSON of a file; `default` where there is none. Errors: StorageError for anything but JSON of its type."""
+    if not path.is_file():
+        return default
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise errors.StorageError("JI-CARD-001", f"{path} is not readable: {error}") from None
+    if not isinstance(found, type(default)):
+        kind = type(found).__name__
+        raise errors.StorageError(
+            "JI-CARD-001", f"{path} holds {kind}, not {type(default).__name__}"
+        )
+    return found
+
+
+def init_of(run_dir: pathlib.Path) -> str:
+    """What a run was started from: "", "RUN_DIR[@step]" or "hf:…"."""
+    return str(_settings(run_dir).get("init", ""))
+
+
+def _settings(run_dir: pathlib.Path) -> dict:
+    found = read(run_dir / "config.json", {}).get("settings", {})
+    return found if isinstance(found, dict) else {}
+
+
+def place_of(run_dir: pathlib.Path, init: str) -> tuple[pathlib.Path, int]:
+    """(directory, step or 0) of the run that `init` names, seen from `run_dir`.
+
+    Runs that were moved together are found: what counts first is where INIT lay beside the recorded RUN_DIR.
+    """
+    word, _, step = init.partition("@")
+    recorded = str(_settings(run_dir).get("run_dir", ""))
+    places = [pathlib.Path(word)]
+    if recorded:
+        beside = os.path.relpath(word, recorded)
+        places.insert(0, pathlib.Path(os.path.normpath(run_dir.absolute() / beside)))
+    found = next((place for place in places if (place / "config.json").is_file()), places[-1])
+    return found, int(step) if step.isdigit() else 0
+
+
+def chain(run_dir, step: int = 0) -> tuple[list[dict], str]:
+    """(stages, base): the run and those before it, oldest first, and the "hf:…" that the oldest began with, or "".
+
+    A run that is not there is a stage with `found` False; what lies before it is not known.
+    Errors: StorageError for a file that is there and cannot be read.
+    """
+    stages: list[dict] = []
+    place = pathlib.Path(run_dir)
+    seen: set[pathlib.Path] = set()
+    while (place / "config.json").is_file() and place.resolve() not in seen:
+        seen.add(place.resolve())
+        stages.insert(0, stage(place, step))
+        init = init_of(place)
+        if not init or init.startswith(HUB):
+            return stages, init
+        place, step = place_of(place, init)
+    return [{"name": place.name, "found": False, "sources": [], "evaluation": []}, *stages], ""
+
+
+def stage(run_dir: pathlib.Path, step: int = 0) -> dict:
+    """The facts of one run up to `step` (0 = its end)."""
+    config, settings = read(run_dir / "config.json", {}), _settings(run_dir)
+    summary = read(run_dir / "summary.json", {})
+    lines = metrics.read_lines(run_dir / "metrics.jsonl")
+    # A later start may have logged more than the checkpoint that is published was trained on.
+    lines = [line for line in lines if not step or line.get("step", 0) <= step]
+    last = _last(lines)
+    steps = step or summary.get("steps") or int(last.get("step", 0))
+    is_whole = bool(summary) and steps == summary.get("steps")
+    data = settings.get("data", {})
+    return {
+        "name": run_dir.name,
+        "found": True,
+        "command": str(config.get("command", "")),
+        "version": str(config.get("version", "")),
+        "finished": is_whole,
+        "steps": steps,
+        "tokens": summary.get("tokens") if is_whole else last.get("train/tokens"),
+        "loss": last.get("train/loss"),
+        "parameters": summary.get("parameters"),
+        "machine": str(summary.get("machine", "")),
+        "hours": summary["train_seconds"] / 3600 if is_whole else None,
+        "wall_hours": summary["wall_seconds"] / 3600 if is_whole else None,
+        "template": template_name(run_dir),
+        "seed": settings.get("seed"),
+        "seq_len": data.get("seq_len"),
+        "batch_tokens": data.get("batch_tokens"),
+        "rate_unit": data.get("rate_unit"),
+        "optimizer": {name: settings.get("optimizer", {}).get(name) for name in _OPTIMIZER},
+        "lora": settings.get("lora") or {},
+        "sources": _sources(run_dir, data, last, steps),
+        "evaluation": _evaluation(lines, summary.get("accuracy", {})),
+        "greedy": settings.get("evaluation_config", {}).get("temperature") == 0,
+        "eval_rows": data.get("eval_rows", 0),
+        "incidents": len(metrics.read_lines(run_dir / "incidents.jsonl")),
+        "changed": len(list(run_dir.glob("config.*.json"))),
+    }
+
+
+def template_name(run_dir: pathlib.Path) -> str:
+    """The chat template of a run: a built-in name, "template.jinja", or ""."""
+    return pathlib.Path(serving.template_of(run_dir)).name
+
+
+def _last(lines: Sequence[Mapping]) -> dict:
+    """The last value of every metric."""
+    found: dict = {}
+    for line in lines:
+        found |= line
+    return found
+
+
+def _sources(run_dir: pathlib.Path, data: Mapping, last: Mapping, steps: int) -> list[dict]:
+    """One row for each source: licence, where it is from, and what was trained on it.
+
+    passes: over its packed rows, as logged, or of a single source from steps and batch. tokens_trained = passes ×
+    tokens of one pass; share is of these. A run that did not end has no data.json: names and licences only.
+    """
+    rows = read(run_dir / "data.json", []) or _asked_for(data)
+    found = []
+    for row in rows:
+        passes = last.get(f"data/{row['name']}/epochs")
+        if passes is None and len(rows) == 1 and row.get("rows") and data.get("seq_len"):
+            passes = steps * (data["batch_tokens"] // data["seq_len"]) / row["rows"]
+        has_count = passes is not None and row.get("tokens") is not None
+        found.append(
+            {name: row.get(name) for name in ("kind", "examples", "tokens", *_FACTS)}
+            | {
+                "name": published(row["name"]),
+                "licence": published(row.get("licence") or ""),
+                "provenance": published(row.get("provenance") or ""),
+                "passes": passes,
+                "tokens_trained": round(passes * row["tokens"]) if has_count else None,
+            }
+        )
+    counts = [row["tokens_trained"] for row in found]
+    total = sum(counts) if counts and None not in counts else 0
+    return [row | {"share": row["tokens_trained"] / total if total else None} for row in found]
+
+
+def _asked_for(data: Mapping) -> list[dict]:
+    """Rows of the sources that a run was told to read."""
+    asked = data.get("data", "")
+    if isinstance(asked, str):
+        asked = [{"name": s.name} for s in sources_lib.parse(asked)] if asked else []
+    return [{name: row.get(name) for name in ("name", *_FACTS)} for row in asked]
+
+
+def _evaluation(lines: Sequence[Mapping], accuracy: Mapping) -> list[dict]:
+    """The last figure of every held-out set and task, with the first one, and chance and questions where known."""
+    found: dict[str, dict] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key.startswith("eval/") and isinstance(value, int | float):
+                name, _, metric = key.removeprefix("eval/").rpartition("/")
+                row = found.setdefault(key, {"set": published(name), "metric": metric})
+                if line["step"] == 0:
+                    row["before"] = value
+                row |= {"value": value, "step": line["step"]}
+                task = accuracy.get(name, {}) if metric == "accuracy" else {}
+                row |= {"chance": task.get("chance"), "count": task.get("count")}
+    return [{"before": None} | row for _, row in sorted(found.items())]
