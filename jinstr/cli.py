@@ -18,7 +18,7 @@ class Command:
     name: str
     english: str
     japanese: str
-    word: str = ""  # the setting that a word without NAME= is
+    words: tuple[str, ...] = ()  # the settings that words without NAME= are, in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,13 @@ STAGES = (
             Command("generate", "answer a file of prompts", "ファイルの質問にまとめて答える"),
             Command("chat", "talk to a model in the terminal", "端末でモデルと対話する"),
             Command(
-                "convert", "save a model for Hugging Face", "Hugging Face形式で書き出す", "MODEL"
+                "convert", "save a model for Hugging Face", "Hugging Face形式で書き出す", ("MODEL",)
+            ),
+            Command(
+                "import-config",
+                "LLaMA-Factory YAML to a recipe",
+                "LLaMA-Factoryの設定をレシピにする",
+                ("TRAIN", "DATASETS"),
             ),
         ),
     ),
@@ -69,10 +75,10 @@ STAGES = (
                 "resume",
                 "go on with a run as it was recorded",
                 "記録どおりに学習を続ける",
-                "RUN_DIR",
+                ("RUN_DIR",),
             ),
             Command(
-                "replay", "look at a past step of a run", "過去のステップを再現する", "RUN_DIR"
+                "replay", "look at a past step of a run", "過去のステップを再現する", ("RUN_DIR",)
             ),
             Command("bench", "measure training, decoding, loading", "速度を測る"),
             Command("config", "list settings and their defaults", "設定項目と既定値の一覧"),
@@ -108,7 +114,7 @@ def overview() -> str:
     lines = [USAGE]
     for stage in STAGES:
         lines.append(f"{stage.english} / {stage.japanese}")
-        lines += [f"  {c.name:<12} {c.english:<36} {c.japanese}" for c in stage.commands]
+        lines += [f"  {c.name:<14} {c.english:<36} {c.japanese}" for c in stage.commands]
     return "\n".join([*lines, "", OPTIONS])
 
 
@@ -182,8 +188,8 @@ def parse_arguments(argv: list[str]) -> Request:
             request.override(name, text)
         elif word.endswith(".gin"):
             request.files.append(word)
-        elif COMMANDS[command].word and COMMANDS[command].word not in request.overrides:
-            request.override(COMMANDS[command].word, word)
+        elif free := [n for n in COMMANDS[command].words if n not in request.overrides]:
+            request.override(free[0], word)
         else:
             raise errors.ConfigError(
                 "JI-CLI-002", f"{word!r} is neither a .gin file nor NAME=value nor an option"
