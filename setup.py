@@ -19,6 +19,7 @@ CORE = [
     "pyarrow>=18",
     # model cards begin with YAML and import-config reads it; flax and orbax bring it anyway (safe_load only)
     "pyyaml>=6",
+    "safetensors>=0.6",  # 0.6: bfloat16 as numpy arrays
     "sentencepiece>=0.2.3",
     "tensorboardX>=2.6.4",
     "tokenizers>=0.20",
@@ -30,7 +31,7 @@ EXTRAS = {
     "data": ["seqio>=0.0.20", "tensorflow>=2.19", "tensorflow-datasets>=4.9.9"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
-    "hub": ["huggingface_hub>=0.30", "safetensors>=0.5"],
+    "hub": ["huggingface_hub>=0.30"],
     "wandb": ["wandb>=0.19"],
     "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.11"],
 }

@@ -139,7 +139,7 @@ def from_hf(values: Mapping[str, Any], where: str = "config.json") -> config_lib
         read["mlp_bias"] = fields.flag("mlp_bias", False) if family == "llama" else False
         read["qk_norm"] = family in ("qwen3", "gemma3_text")
         if gemma:
-            read |= _gemma(fields)
+            read |= _gemma(fields, (50.0, 30.0) if family == "gemma2" else (0.0, 0.0))
     read |= _windows(fields, family, read["num_layers"])
     read |= _rope(fields, family)
     return config_lib.DecoderConfig(**read)
@@ -162,7 +162,8 @@ def _neox(fields: _Fields) -> dict:
     }
 
 
-def _gemma(fields: _Fields) -> dict:
+def _gemma(fields: _Fields, caps: tuple[float, float]) -> dict:
+    given = fields.values
     if fields.flag("use_bidirectional_attention", False):
         raise fields.refuse("use_bidirectional_attention", "only causal attention is supported")
     return {
@@ -170,8 +171,13 @@ def _gemma(fields: _Fields) -> dict:
         "norm_plus_one": True,
         "post_norms": True,
         "query_scale": fields.size("query_pre_attn_scalar", 256) ** -0.5,
-        "attention_softcap": fields.number("attn_logit_softcapping"),
-        "logit_softcap": fields.number("final_logit_softcapping"),
+        # null switches a cap off; a field that is not there has the family's value.
+        "attention_softcap": fields.number(
+            "attn_logit_softcapping", 0.0 if "attn_logit_softcapping" in given else caps[0]
+        ),
+        "logit_softcap": fields.number(
+            "final_logit_softcapping", 0.0 if "final_logit_softcapping" in given else caps[1]
+        ),
     }
 
 
@@ -182,9 +188,9 @@ def _windows(fields: _Fields, family: str, layers: int) -> dict:
         return {}
     if family.startswith("qwen") and not fields.flag("use_sliding_window", False):
         return {}
-    if values.get("sliding_window") is None:
+    if "sliding_window" in values and values["sliding_window"] is None:
         return {}
-    window = fields.size("sliding_window")
+    window = fields.size("sliding_window", 4096)
     kinds = values.get("layer_types")
     if kinds is None:
         every = fields.size("sliding_window_pattern", {"gemma2": 2}.get(family, 6))

@@ -238,7 +238,7 @@ def _check_tied(reader: _Reader) -> None:
         p.name for path, p in hf_layout.places(checkpoint.config).items() if path[0] == "embed"
     ]
     for start in range(0, checkpoint.config.vocab_size, 4096):
-        rows = (slice(start, start + 4096),)
+        rows = (slice(start, min(start + 4096, checkpoint.config.vocab_size)),)
         if reader.slice(head, rows).tobytes() != reader.slice(table, rows).tobytes():
             raise errors.StorageError(
                 "JI-HF-019",

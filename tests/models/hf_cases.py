@@ -88,4 +88,6 @@ def write(folder, name: str, **changes) -> dict:
 
 
 def token_ids(values: dict, rows: int, places: int) -> np.ndarray:
-    return np.random.default_rng(7).integers(3, values["vocab_size"], (rows, places)).astype(np.int32)
+    return (
+        np.random.default_rng(7).integers(3, values["vocab_size"], (rows, places)).astype(np.int32)
+    )

@@ -1,6 +1,6 @@
 """Every family against transformers: logits, greedy answers, gradients, and what is written loads there again.
 
-  pip install torch transformers; python -m pytest -m peers tests/models
+pip install torch transformers; python -m pytest -m peers tests/models
 """
 
 import os
