@@ -188,7 +188,9 @@ def _prepared(rig: rig_lib.Rig) -> Iterator[Offer]:
         if name in manifest["files"]:
             manifest["files"][name]["bytes"] = (folder / name).stat().st_size
         (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-        yield Offer(f"set with {name}", rig.words("on_set", f"DATA={folder}"))
+        # A packing that does not hold is told of and made again; the rest of a set cannot be.
+        words = rig.words(f"on_{folder.name}", "NUM_STEPS=1", f"DATA={folder}")
+        yield Offer(f"set with {name}", words, ends_well="pack" in name)
 
 
 def _watched(rig: rig_lib.Rig, words: list[str]) -> tuple[int, str, int]:
