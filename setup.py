@@ -16,6 +16,7 @@ CORE = [
     "openpyxl>=3.1",
     "optax>=0.2.8,<0.4",
     "orbax-checkpoint>=0.12.8,<0.14",
+    "protobuf>=4.25",
     "pyarrow>=18",
     # model cards begin with YAML and import-config reads it; flax and orbax bring it anyway (safe_load only)
     "pyyaml>=6",

@@ -104,7 +104,7 @@ class HfTokenizer:
         self._space_bytes = [] if self._is_byte_level or min(spaces) < 0 else spaces
         self._cuts = self._find_cuts(model)
         begins = [self._surfaces[id] for id in self._ids_of(self._begin, "x")]
-        self._adds_prefix = b"".join(begins) == b" x"
+        self.adds_prefix = b"".join(begins) == b" x"
 
     def _find_controls(self, model: dict, added: dict[int, dict]) -> set[int]:
         """Special tokens, added ones that look like markup, and in SentencePiece vocabularies every piece that does."""
@@ -235,7 +235,7 @@ class HfTokenizer:
     def decode(self, ids) -> str:
         """Text of ids that begin a document. Control tokens and broken characters give nothing."""
         text = self.decode_continuation(ids)
-        return text[1:] if self._adds_prefix and text.startswith(" ") else text
+        return text[1:] if self.adds_prefix and text.startswith(" ") else text
 
     def decode_continuation(self, ids) -> str:
         """Text of ids from mid-document: what an answer is."""

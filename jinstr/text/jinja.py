@@ -8,7 +8,6 @@ template without them is rendered turn by turn, and the difference is the answer
 from __future__ import annotations
 
 import datetime
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -45,15 +44,15 @@ def _refuse(message: str):
     raise jinja2.TemplateError(message)
 
 
-def _compile(path: str) -> jinja2.Template:
+def _compile(path: str, text: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
-        return environment.from_string(pathlib.Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, jinja2.TemplateError) as error:
+        return environment.from_string(text)
+    except jinja2.TemplateError as error:
         raise errors.ConfigError("JI-TEMPLATE-005", f"{path}: {error}") from None
 
 
@@ -62,12 +61,13 @@ class _Jinja:
 
     def __init__(self, path: str, tokenizer):
         self.path, self.tokenizer = path, tokenizer
-        self.template = _compile(path)
+        text = templates.read(path)
+        self.template = _compile(path, text)
         controls = [i for i in range(tokenizer.vocab_size) if tokenizer.is_control(i)]
         self.ids = {tokenizer.piece(id): id for id in controls}
         longest_first = sorted(self.ids, key=len, reverse=True)
         self.controls = re.compile("|".join(map(re.escape, longest_first)))
-        self.masked = "endgeneration" in pathlib.Path(path).read_text("utf-8")
+        self.masked = "endgeneration" in text
 
     def protect(self, text: str) -> str:
         """People's text with control strings cut after their first character."""

@@ -8,6 +8,10 @@ An `input` turn after a `user` turn is the material that the instruction speaks 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -295,9 +299,12 @@ def load(name: str, tokenizer) -> Template:
     Errors: ConfigError for an unknown name, and, by name, for control tokens that the tokenizer lacks.
     """
     if name.endswith(".jinja"):
-        from jinstr.text import jinja
+        from jinstr.text import chat_templates, jinja
 
-        return jinja.load(name, tokenizer)
+        # One that was written from a built-in template is that template.
+        name = chat_templates.name_of(read(name), tokenizer) or name
+        if name.endswith(".jinja"):
+            return jinja.load(name, tokenizer)
     if name not in BUILT_IN:
         raise errors.ConfigError(
             "JI-TEMPLATE-003",
@@ -316,3 +323,41 @@ def load(name: str, tokenizer) -> Template:
         return id
 
     return BUILT_IN[name].bind(name, control)
+
+
+def read(path: str) -> str:
+    """The text of a .jinja file. Errors: ConfigError when it cannot be read."""
+    try:
+        return pathlib.Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError("JI-TEMPLATE-005", f"{path}: {error}") from None
+
+
+def of_folder(folder: str | pathlib.Path) -> str:
+    """The path of the chat template in a folder with a Hugging Face tokenizer, as TEMPLATE takes it; "" without one.
+
+    It is the folder's chat_template.jinja; one that stands in tokenizer_config.json is written to
+    ~/.cache/jinstr/templates first, under a name made of its content.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / "chat_template.jinja").is_file():
+        return str(folder / "chat_template.jinja")
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        return ""
+    try:
+        found = json.loads(config.read_bytes()).get("chat_template")
+    except (ValueError, AttributeError) as error:
+        raise errors.ConfigError("JI-TEMPLATE-009", f"{config}: {error}") from None
+    if isinstance(found, list):  # several, by name
+        named = {item.get("name"): item.get("template") for item in found}
+        found = named.get("default")
+    if not isinstance(found, str) or not found:
+        return ""
+    place = pathlib.Path("~/.cache/jinstr/templates").expanduser()
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / f"{hashlib.sha256(found.encode()).hexdigest()[:16]}.jinja"
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(found, "utf-8")
+    os.replace(aside, path)
+    return str(path)

@@ -50,8 +50,8 @@ class Tokenizer:
         byte_ids = [self._ids.get(f"<0x{byte:02X}>", -1) for byte in _SPACE.encode()]
         self._space_bytes = byte_ids if min(byte_ids) >= 0 else self._model.encode(_SPACE)
         # With a dummy prefix a text begins with a space that nobody wrote.
-        self._adds_prefix = self._model.encode("x", out_type=str)[0].startswith(_SPACE)
-        self._anchor, self._anchor_ids = self._find_anchor() if self._adds_prefix else ("", [])
+        self.adds_prefix = self._model.encode("x", out_type=str)[0].startswith(_SPACE)
+        self._anchor, self._anchor_ids = self._find_anchor() if self.adds_prefix else ("", [])
 
     def _find_pad(self) -> int:
         """The padding id: the model's own, or a control piece that says so, or the unknown token."""
@@ -84,11 +84,14 @@ class Tokenizer:
         Whatever follows it is encoded as in mid-document, so encoding anchor + text and dropping the anchor's ids is
         the encoding of the text alone.
         """
-        for anchor in ("\n", "\x02", "\x05", "\x1f"):
+        # SentencePiece's default rules turn line ends into spaces and drop control characters; U+E000 they leave.
+        for anchor in ("\n", "\x02", "\x05", "\x1f", "\ue000"):
             if any(anchor in piece and piece != anchor for piece in self._pieces):
                 continue
             ids = self._model.encode(anchor)
-            if self.unk_id not in ids:
+            longer = self._model.encode(anchor + "x")
+            stays = len(ids) > 1 or self._pieces[ids[0]] == anchor if ids else False
+            if stays and self.unk_id not in ids and longer[: len(ids)] == ids:
                 return anchor, ids
         raise errors.ConfigError(
             "JI-TOKENIZER-002",
@@ -148,10 +151,14 @@ class Tokenizer:
     def _raw_continuation(self, text: str) -> list[int]:
         return self._model.encode(self._anchor + text)[len(self._anchor_ids) :] if text else []
 
+    def normalised(self, text: str) -> str:
+        """What the model itself makes of a text before it cuts it, spaces around it left out."""
+        return self._model.normalize(text).replace(_SPACE, " ").strip(" ")
+
     def decode(self, ids) -> str:
         """Text of ids that begin a document. Control tokens and broken characters give nothing."""
         text = self.decode_continuation(ids)
-        return text[1:] if self._adds_prefix and text.startswith(" ") else text
+        return text[1:] if self.adds_prefix and text.startswith(" ") else text
 
     def decode_continuation(self, ids) -> str:
         """Text of ids from mid-document: what an answer is."""

@@ -172,7 +172,7 @@ def test_stream_equals_decode_and_has_no_broken_characters(each):
 
 def test_a_text_in_mid_document_has_no_space_first(each):
     first, middle = each.encode("xです"), each.encode_continuation("xです")
-    assert (first != middle) == each._adds_prefix
+    assert (first != middle) == each.adds_prefix
     assert each.decode_continuation(middle) == "xです" == each.decode(first)
 
 
