@@ -7,16 +7,14 @@ template without them is rendered turn by turn, and the difference is the answer
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Mapping, Sequence
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
 
 from jinstr import errors
-from jinstr.text import templates
+from jinstr.text import sandbox, templates
 
 # One private character; what follows it says what it means. People's own occurrences are doubled.
 _MARK = "\U000f1a75"
@@ -40,19 +38,10 @@ class _Generation(jinja2.ext.Extension):
         return f"{_BEGIN}{caller()}{_END}"
 
 
-def _refuse(message: str):
-    raise jinja2.TemplateError(message)
-
-
-def _compile(path: str, text: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+def _compile(path: str, environment: sandbox.Environment, text: str) -> jinja2.Template:
     try:
         return environment.from_string(text)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, RecursionError) as error:
         raise errors.ConfigError("JI-TEMPLATE-005", f"{path}: {error}") from None
 
 
@@ -62,7 +51,8 @@ class _Jinja:
     def __init__(self, path: str, tokenizer):
         self.path, self.tokenizer = path, tokenizer
         text = templates.read(path)
-        self.template = _compile(path, text)
+        self.environment = sandbox.Environment([_Generation])
+        self.template = _compile(path, self.environment, text)
         controls = [i for i in range(tokenizer.vocab_size) if tokenizer.is_control(i)]
         self.ids = {tokenizer.piece(id): id for id in controls}
         longest_first = sorted(self.ids, key=len, reverse=True)
@@ -85,8 +75,11 @@ class _Jinja:
         piece = self.tokenizer.piece
         names = {"bos_token": self.tokenizer.bos_id, "eos_token": self.tokenizer.eos_id}
         try:
-            return self.template.render(
+            return self.environment.render(
+                self.template,
                 messages=shown,
+                tools=None,
+                documents=None,
                 add_generation_prompt=prompt,
                 **{name: piece(id) if id >= 0 else "" for name, id in names.items()},
             )
