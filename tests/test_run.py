@@ -97,10 +97,19 @@ def commands_of(text):
 
 
 CONFIGS = sorted((REPOSITORY / "gin_configs").glob("r*/*.gin"))
+RECIPES = [path for path in CONFIGS if path.parent.name == "recipe"]
+
+
+def skip_without_adapters(path):
+    """Skip a recipe with LORA_RANK where `jinstr sft` has no such setting."""
+    defaults = (REPOSITORY / "gin_configs/run/sft.gin").read_text("utf-8")
+    if "\nLORA_RANK" in path.read_text("utf-8") and "\nLORA_RANK" not in defaults:
+        pytest.skip("gin_configs/run/sft.gin has no LORA_RANK")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_headers_of_gin_files_can_be_run(path, capsys, monkeypatch, tmp_path):
+    skip_without_adapters(path)
     monkeypatch.chdir(tmp_path)  # whatever runs/ of the repository holds, nothing is read from it
     header = path.read_text("utf-8").partition("from __gin__")[0]
     found = list(commands_of(header))
@@ -205,12 +214,53 @@ def test_gin_files_import_nothing_foreign(tmp_path, capsys):
     assert "may not import os" in refused(capsys, "pretrain", *NEEDED["pretrain"], str(path))
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "gin_configs" / "recipe").glob("*.gin")))
+def recipe(path, capsys):
+    """The settings that the last command of a recipe's header resolves to."""
+    skip_without_adapters(path)
+    *_, words = commands_of(path.read_text("utf-8").partition("from __gin__")[0])
+    return resolved(capsys, *words)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes(path, capsys):
     assert path.read_text("utf-8").count("\n") <= 40
-    command = "sft" if "sft" in path.name else "pretrain"
-    needed = [w for w in NEEDED[command] if "=" in w and not w.startswith("EPOCHS")]
-    assert resolved(capsys, command, str(path), *needed)["loop_config"]["num_steps"] > 0
+    loop = recipe(path, capsys)["loop_config"]
+    assert (loop["num_steps"] > 0) != (loop["epochs"] > 0)
+
+
+def sums_of(text):
+    """(what is to be computed, result) of every sum in comments: "#  GB: 2 × 6.74 = 13.5"."""
+    for sum_, result in re.findall(r"(?:# *|: )([\d(][\d.e+\-*/×() ]*[\d)]) = ([\d.]+)", text):
+        yield sum_.replace("×", "*"), float(result.rstrip("."))
+
+
+NOT_RUN = [path for path in RECIPES if "NOT RUN" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", NOT_RUN, ids=lambda path: path.stem)
+def test_the_sums_of_a_recipe_that_was_not_run_are_right(path, capsys):
+    header = path.read_text("utf-8").partition("from __gin__")[0]
+    found = list(sums_of(header))
+    assert len(found) >= 6
+    for sum_, result in found:
+        assert eval(sum_, {"__builtins__": {}}) == pytest.approx(result, rel=0.011), sum_
+    # Negative control: a number that is wrong by a twentieth.
+    assert eval(found[0][0], {"__builtins__": {}}) != pytest.approx(found[0][1] * 1.05, rel=0.011)
+    assert str(recipe(path, capsys)["data"]["seq_len"]) in header
+    for word in ("Hours", "Expected", "GB"):
+        assert word in header
+
+
+def test_steps_and_batches_are_those_of_the_sums(capsys):
+    by_name = {path.stem: path for path in NOT_RUN}
+    assert len(by_name) == 4
+    for name in by_name.keys() - {"lora_7b_one_gpu"}:
+        header = by_name[name].read_text("utf-8").partition("from __gin__")[0]
+        found = recipe(by_name[name], capsys)
+        assert str(found["data"]["batch_tokens"]) in header
+        assert str(found["loop_config"]["num_steps"] or "two passes") in header
+        rows = found["data"]["batch_tokens"] // found["data"]["seq_len"]
+        assert rows % found["loop_config"]["microbatches"] == 0
 
 
 def test_overview_lists_all_commands(capsys):
