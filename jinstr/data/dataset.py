@@ -195,7 +195,8 @@ def table(data: Dataset) -> list[dict]:
         opened = prepared.PreparedSet(place.path)
         manifest, index = opened.manifest, packing.load(opened.path, data.train.config.seq_len)
         long = {left_out.LONG_ROW: index.dropped} if index.dropped else {}
-        facts = ("licence", "provenance", "commercial", "redistributable")
+        if source.path and prepared.is_prepared(source.path):  # given so: it knows its origin
+            source = sources_lib.with_terms(source, manifest.get("source", {}))
         rows.append(
             {
                 "name": source.name,
@@ -210,6 +211,6 @@ def table(data: Dataset) -> list[dict]:
                 "drops": manifest["drops"] | long,
                 "audit": manifest["audit"],
             }
-            | {name: getattr(source, name) for name in facts}
+            | {name: getattr(source, name) for name in sources_lib.TERMS}
         )
     return rows

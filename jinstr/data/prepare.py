@@ -58,18 +58,28 @@ class PrepareConfig:
 def expanded(
     sources: Sequence[sources_lib.SourceConfig], config: PrepareConfig
 ) -> tuple[sources_lib.SourceConfig, ...]:
-    """The sources with each seqio Mixture replaced by its tasks, whose rates share out its examples (mixtures.py)."""
+    """The sources with each seqio Mixture replaced by its tasks, whose rates share out its examples (mixtures.py).
+
+    Licence and origin of a task are those of the source that it was made of (tasks.add), where the run says none.
+    """
     cache_dir = pathlib.Path(config.cache_dir).expanduser()
     found = []
     for source in sources:
-        parts = state.described(source, cache_dir)["parts"] if source.task else []
+        answer = state.described(source, cache_dir) if source.task else {"parts": [], "behind": {}}
+        parts = answer["parts"]
+        of_task = {
+            task: sources_lib.with_terms(source, answer["behind"][task]["source"] or {})
+            for task, _ in parts
+        }
         if len(parts) < 2:
-            found += [dataclasses.replace(source, task=task) for task, _ in parts] or [source]
+            found += [dataclasses.replace(of_task[task], task=task) for task, _ in parts] or [
+                source
+            ]
             continue
         total = sum(rate for _, rate in parts)
         found += [
             dataclasses.replace(
-                source,
+                of_task[task],
                 task=task,
                 name=f"{source.name}.{task}",
                 rate=source.rate * rate / total,

@@ -11,7 +11,7 @@ import dataclasses
 import glob
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from jinstr import errors
 from jinstr.data import bad_rows, file_examples, formats, readers, selection, splits
@@ -86,6 +86,15 @@ class SourceConfig:
                 words = [(p.stem if p.suffix else p.name).replace("*", "") for p in places]
                 name = "+".join(word or p.parent.name for word, p in zip(words, places))
             object.__setattr__(self, "name", name)
+
+
+TERMS = ("licence", "provenance", "commercial", "redistributable")  # of a source, for cards
+
+
+def with_terms(source: SourceConfig, origin: Mapping) -> SourceConfig:
+    """The source with the terms of what it was made from, each where it says none itself."""
+    said = {name: origin.get(name) for name in TERMS if getattr(source, name) in ("", None)}
+    return dataclasses.replace(source, **{k: v for k, v in said.items() if v not in ("", None)})
 
 
 # What stands before the split: a name, perhaps with a version, as TFDS writes it (wiki40b/ja:1.3.0).

@@ -17,7 +17,6 @@ from jinstr.data import sources as sources_lib
 from jinstr.train import metrics, serving
 
 HUB = "hf:"  # what INIT begins with where the base is a Hugging Face folder or repository
-_FACTS = ("licence", "provenance", "commercial", "redistributable")
 _OPTIMIZER = (
     "name",
     "learning_rate",
@@ -169,7 +168,7 @@ def _sources(run_dir: pathlib.Path, data: Mapping, last: Mapping, steps: int) ->
             passes = steps * (data["batch_tokens"] // data["seq_len"]) / row["rows"]
         has_count = passes is not None and row.get("tokens") is not None
         found.append(
-            {name: row.get(name) for name in ("kind", "examples", "tokens", *_FACTS)}
+            {name: row.get(name) for name in ("kind", "examples", "tokens", *sources_lib.TERMS)}
             | {
                 "name": published(row["name"]),
                 "licence": published(row.get("licence") or ""),
@@ -188,7 +187,7 @@ def _asked_for(data: Mapping) -> list[dict]:
     asked = data.get("data", "")
     if isinstance(asked, str):
         asked = [{"name": s.name} for s in sources_lib.parse(asked)] if asked else []
-    return [{name: row.get(name) for name in ("name", *_FACTS)} for row in asked]
+    return [{name: row.get(name) for name in ("name", *sources_lib.TERMS)} for row in asked]
 
 
 def _evaluation(lines: Sequence[Mapping], accuracy: Mapping) -> list[dict]:

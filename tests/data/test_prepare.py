@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jinstr import errors
-from jinstr.data import encoding, prepare, prepared, records, sources
+from jinstr.data import dataset, encoding, prepare, prepared, records, sources
 from jinstr.text import templates
 from jinstr.text import tokenizer as tokenizer_lib
 
@@ -161,3 +161,23 @@ def test_loading_needs_no_tensorflow(sets):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split("\n")[:2] == ["(2, 64)", "tensorflow is blocked"]
+
+
+def test_a_prepared_set_given_as_data_keeps_its_licence(make, world, tokenizer_path, tmp_path):
+    source = sources.SourceConfig(path=f"{world}/corpus.jsonl", licence="CC0-1.0", limit=40)
+    (place,) = make(source)
+
+    def row(source):
+        config = dataset.DataConfig(data=(source,), seq_len=128, batch_tokens=256)
+        settings = prepare.PrepareConfig(cache_dir=str(tmp_path), workers=1)
+        loaded = dataset.load(
+            config, tokenizer_path=tokenizer_path, template="", prepare_config=settings, seed=0
+        )
+        return dataset.table(loaded)[0]
+
+    given = row(sources.SourceConfig(path=place.path))
+    assert (given["licence"], given["commercial"]) == ("CC0-1.0", None)
+    # What the run says comes first.
+    assert row(sources.SourceConfig(path=place.path, licence="MIT"))["licence"] == "MIT"
+    # Negative control: the file itself says nothing.
+    assert row(sources.SourceConfig(path=f"{world}/corpus.jsonl", limit=40))["licence"] == ""

@@ -51,7 +51,7 @@ MODULE = """
     def source(name, **settings):
         return sources.SourceConfig(path=f"{FOLDER}/{name}.jsonl", **settings)
 
-    tasks.add("qa", source("instructions", holdout=0.1), [mentions])
+    tasks.add("qa", source("instructions", holdout=0.1, licence="CC0-1.0", commercial=True), [mentions])
     tasks.add("talk", source("conversations"))
     tasks.add("prose", source("corpus"))
     tasks.add("ranked", source("rankings"))
@@ -247,11 +247,13 @@ def test_a_mixture_is_prepared_and_known_again_without_tensorflow(run, tokenizer
             epochs = [facts["epochs"] for facts in again.train.shares(1 << 14).values()]
             drawn = [count * times for count, times in zip(examples, epochs)]
             shape = list(again.train.read(0)["tokens"].shape)
-            print(json.dumps([names, shape, "seqio" in sys.modules, drawn[0] / drawn[1]]))
+            terms = [[row["licence"], row["commercial"]] for row in dataset.table(again)]
+            print(json.dumps([names, shape, "seqio" in sys.modules, drawn[0] / drawn[1], terms]))
         """,
         my_tasks=MODULE,
     )
-    names, shape, has_seqio, ratio = found
+    names, shape, has_seqio, ratio, terms = found
+    assert terms == [["CC0-1.0", True], ["", None], ["", None]]
     assert ratio == pytest.approx(3.0, rel=0.01)
     assert names == [["mixed.qa", 0.75], ["mixed.talk", 0.25], ["prose", 0.5]]
     assert shape == [2, 256] and not has_seqio
