@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,9 +62,13 @@ def _yaml(path: pathlib.Path) -> dict[str, Any]:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise errors.ConfigError("JI-IMPORT-001", f"{place}: not plain YAML: {problem}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         kind = type(values).__name__
         raise errors.ConfigError("JI-IMPORT-001", f"{path} holds {kind}, not keys with values")
+    for key in values:
+        if not isinstance(key, str):
+            kind = type(key).__name__
+            raise errors.ConfigError("JI-IMPORT-001", f"{path}: the key {key} ({kind}) is not text")
     return values
 
 
@@ -132,15 +137,14 @@ def _mixture(
     read.asked |= {"interleave_probs"}
     if strategy == "concat":
         return []
-    words = asked if isinstance(asked, list) else str(asked).split(",")
     try:
-        rates = [float(word) for word in words]
+        rates = [float(word) for word in (asked.split(",") if isinstance(asked, str) else asked)]
     except (TypeError, ValueError):
         rates = []
     if asked and len(rates) != len(sources):
         raise errors.ConfigError(
             "JI-IMPORT-003",
-            f"{read.file}: interleave_probs = {asked!r} is not a number for each of {len(sources)} data sets",
+            f"{read.file}: interleave_probs = {reprlib.repr(asked)} is no number for each of {len(sources)} data sets",
         )
     for fields, rate in zip(sources, rates):
         fields["rate"] = rate

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -160,7 +161,7 @@ def _error(file: str, message: str) -> errors.ConfigError:
 
 def _text(value: Any, file: str, key: str) -> str:
     if not isinstance(value, str):
-        raise _error(file, f"{key} = {value!r} ({type(value).__name__}) is not text")
+        raise _error(file, f"{key} = {reprlib.repr(value)} ({type(value).__name__}) is not text")
     return value
 
 
@@ -169,13 +170,14 @@ def _checked(info: Mapping[str, Any], name: str, file: str) -> dict[str, Any]:
         raise _error(file, f"no data set {name!r}{settings.did_you_mean(name, info)}")
     entry = info[name]
     if not isinstance(entry, dict):
-        raise _error(file, f"{name} = {entry!r} is not an object")
+        raise _error(file, f"{name} = {reprlib.repr(entry)} is not an object")
     entry = {key: value for key, value in entry.items() if value is not None}
     for key, kind in _ENTRY_KEYS.items():
         if key in entry and not settings.matches(entry[key], kind):
             found = type(entry[key]).__name__
             raise _error(
-                file, f"{name}.{key} = {entry[key]!r} ({found}), but it is {kind.__name__}"
+                file,
+                f"{name}.{key} = {reprlib.repr(entry[key])} ({found}), but it is {kind.__name__}",
             )
     return entry
 
@@ -250,5 +252,7 @@ def names(value: Any, file: str, key: str) -> Sequence[str]:
     """The names of a comma-separated text or of a list. Errors: ConfigError."""
     words = value.split(",") if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise errors.ConfigError("JI-IMPORT-003", f"{file}: {key} = {value!r} names no data sets")
+        raise errors.ConfigError(
+            "JI-IMPORT-003", f"{file}: {key} = {reprlib.repr(value)} names no data sets"
+        )
     return [word.strip() for word in words if word.strip()]

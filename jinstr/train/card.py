@@ -133,6 +133,7 @@ def _unchecked_of(stage: Mapping) -> Iterator[tuple[str, str]]:
         yield f"{name} が何で学習されたかは不明", f"what {name} was trained on is not known"
     for key, japanese, english in (
         ("licence", "ライセンス", "licence"),
+        ("provenance", "出所", "provenance"),
         ("commercial", "商用利用の可否", "commercial use"),
         ("redistributable", "再配布の可否", "redistribution"),
     ):

@@ -26,6 +26,7 @@ _OPTIMIZER = (
     "weight_decay",
     "clip_norm",
 )
+_LORA = ("rank", "alpha", "targets")
 # Two folders at least, so that "和文/英文" stays; what stands before tells addresses (https://…) apart.
 _FOLDERS = re.compile(
     r"(?:file://|(?<![A-Za-z0-9_:/.~-]))(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\,;:*?\"'<>|、。，（）「」]+){2,}[/\\]?"
@@ -131,10 +132,10 @@ def stage(run_dir: pathlib.Path, step: int = 0) -> dict:
         "batch_tokens": data.get("batch_tokens"),
         "rate_unit": data.get("rate_unit"),
         "optimizer": {name: settings.get("optimizer", {}).get(name) for name in _OPTIMIZER},
-        "lora": settings.get("lora") or {},
+        "lora": {name: (settings.get("lora") or {}).get(name) for name in _LORA},
         "sources": _sources(run_dir, data, last, steps),
         "evaluation": _evaluation(lines, summary.get("accuracy", {})),
-        "greedy": settings.get("evaluation_config", {}).get("temperature") == 0,
+        "temperature": settings.get("evaluation_config", {}).get("temperature"),
         "eval_rows": data.get("eval_rows", 0),
         "incidents": len(metrics.read_lines(run_dir / "incidents.jsonl")),
         "changed": len(list(run_dir.glob("config.*.json"))),

@@ -200,17 +200,17 @@ def looking(read: Reader, notes: list[Note]) -> list[Setting]:
     found = []
     if read.has("logging_steps"):
         found.append(Setting("LOG_EVERY", _steps(read, "logging_steps", notes), "logging_steps"))
-    when = str(read.values.get("eval_strategy", read.values.get("evaluation_strategy", "no")))
-    read.asked |= {"eval_strategy", "evaluation_strategy", "eval_steps", "save_strategy"}
+    when = read.word("eval_strategy", read.word("evaluation_strategy", "no"))
+    read.asked.add("eval_steps")
     every = 0
-    if read.has("eval_steps") and when not in ("epoch", "no", "False"):
+    if read.has("eval_steps") and when not in ("epoch", "no"):
         every = _steps(read, "eval_steps", notes)
     elif when == "epoch":
         notes.append(
             Note("eval_strategy", "epoch: evaluated at the end only; set EVAL_EVERY", NONE)
         )
     found.append(Setting("EVAL_EVERY", every, "eval_steps; 0 = at the end"))
-    if str(read.values.get("save_strategy", "steps")) != "steps":
+    if read.word("save_strategy", "steps") != "steps":
         notes.append(
             Note("save_strategy", "jinstr saves every SAVE_EVERY steps and at the end", NONE)
         )

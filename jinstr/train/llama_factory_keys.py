@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ class Reader:
     def get(self, key: str, default: Any, kind: type | None = None) -> Any:
         """The value of a key, of the type of `default`. Errors: ConfigError naming file, key and value.
 
-        YAML reads 1e-4, without a point, as text; such a number counts as one.
+        YAML reads 1e-4, without a point, as text; such a number counts as one. Values are shown shortened: a small
+        file may hold, by references, a list of endless lists.
         """
         self.asked.add(key)
         value = self.values.get(key)
@@ -49,9 +51,18 @@ class Reader:
         if kind is int and isinstance(value, float) and value.is_integer():
             value = int(value)
         if not settings.matches(value, kind) or (kind is float and not math.isfinite(value)):
-            message = f"{key} = {value!r} ({type(value).__name__}), but it is {kind.__name__}"
+            message = (
+                f"{key} = {reprlib.repr(value)} ({type(value).__name__}), but it is {kind.__name__}"
+            )
             raise errors.ConfigError("JI-IMPORT-003", f"{self.file}: {message}")
         return kind(value)
+
+    def word(self, key: str, default: str) -> str:
+        """A word, where YAML reads no, without quotes, as False. Errors: ConfigError."""
+        if self.values.get(key) is False:
+            self.asked.add(key)
+            return "no"
+        return self.get(key, default)
 
     def positive(self, key: str, default: int) -> int:
         """A whole number above 0. Errors: ConfigError."""

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from jinstr import run
+from jinstr import errors, run
 from jinstr.data import llama_factory as data_lib
+from jinstr.data import sources
 from jinstr.train import llama_factory_keys as keys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -109,6 +110,10 @@ finetuning_type: lora
 dataset: pairs
 pref_beta: 0.1
 """
+# Nine lists, each of which holds the one before ten times over.
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi")
+)
 INFO = {
     "ichikara": {
         "file_name": "ichikara.json",
@@ -260,6 +265,26 @@ def test_pretraining_on_text(place, capsys):
     assert resolved(capsys, "sft")["data"]["data"][0]["format"] == "text"
 
 
+def test_rows_of_their_files_are_read(place, capsys):
+    """The names of columns and roles in the recipe are those that the files have."""
+    (place / "ichikara.json").write_text(
+        '[{"text": "問い", "output": "答え", "sys": "略"}]', "utf-8"
+    )
+    turns = [{"from": "human", "value": "問い"}, {"from": "gpt", "value": "答え"}]
+    (place / "talk.json").write_text(json.dumps([{"turns": turns}]), "utf-8")
+    turns = [{"role": "user", "content": "問い"}, {"role": "assistant", "content": "答え"}]
+    (place / "openai.jsonl").write_text(json.dumps({"messages": turns}), "utf-8")
+    text = FULL.replace("ichikara, dolly_ja", "ichikara,talk,openai_talk").replace("0.05", "0")
+    imported(place, capsys, text)
+    for fields in resolved(capsys, "sft")["data"]["data"]:
+        (example,) = sources.read(sources.SourceConfig(**fields))
+        assert example["roles"] == ["user", "assistant"], fields["name"]
+        assert example["contents"] == ["問い", "答え"]
+    # Negative control: without the names of the columns nothing is read.
+    with pytest.raises(errors.DataError):
+        list(sources.read(sources.SourceConfig(path="ichikara.json", format="alpaca")))
+
+
 def test_their_defaults_are_written_down(place, capsys):
     """What a configuration leaves out is theirs, not ours, wherever it changes results."""
     text = "model_name_or_path: m/n\nfinetuning_type: full\ndataset: talk\n"
@@ -287,6 +312,7 @@ def test_stages_that_are_not_there(stage, place, capsys):
         ("", "train.yaml holds NoneType"),
         ("x: !!python/object/apply:os.system ['true']", "train.yaml:1: not plain YAML"),
         ("[" * 3000, "train.yaml"),
+        ("on: 1\n", "train.yaml: the key True (bool) is not text"),
         ("dataset: talk\n", "train.yaml: model_name_or_path is not given"),
         ("model_name_or_path: a\n", "train.yaml: dataset is not given"),
         ("model_name_or_path: a\ndataset: tolk\n", "no data set 'tolk'; did you mean talk?"),
@@ -301,6 +327,14 @@ def test_stages_that_are_not_there(stage, place, capsys):
         ("model_name_or_path: a\nfinetuning_type: oft\n", "finetuning_type = 'oft'"),
         ("model_name_or_path: a\nlora_target: c_attn\n", "lora_target names no projection"),
         ("model_name_or_path: a\ndo_train: false\n", "do_train = False"),
+        ("model_name_or_path: a\neval_strategy: 3\n", "eval_strategy = 3 (int)"),
+        ("model_name_or_path: a\noutput_dir: 2024-01-01\n", "output_dir = "),
+        (f"{BOMB}stage: *i\n", "stage = [[["),
+        (f"{BOMB}model_name_or_path: a\ndataset: *i\n", "dataset = [[["),
+        (
+            "model_name_or_path: a\ndataset: talk\nmix_strategy: interleave_over\ninterleave_probs: 1,2\n",
+            "interleave_probs = '1,2' is no number for each of 1",
+        ),
     ],
 )
 def test_bad_input_is_one_line(text, wanted, place, capsys):

@@ -156,6 +156,16 @@ def test_licences_follow_init_and_what_influenced_the_training(tmp_path):
     assert licence_rows(text)["reward", "votes"] == "CC-BY-NC-SA-4.0"
 
 
+def test_adapters_are_told(tmp_path):
+    sft = make_run(tmp_path / "sft", sources=[free("pairs")])
+    assert "LoRA" not in card.write_card(tmp_path, card.facts_of(sft)).read_text("utf-8")
+    config = json.loads((sft / "config.json").read_text("utf-8"))
+    config["settings"]["lora"] = {"rank": 16, "alpha": 32.0, "targets": "query,value"}
+    (sft / "config.json").write_text(json.dumps(config), "utf-8")
+    text = card.write_card(tmp_path, card.facts_of(sft)).read_text("utf-8")
+    assert "| LoRA | rank 16、alpha 32.0、query,value |" in text
+
+
 def test_a_stage_that_is_gone_is_named(tmp_path):
     sft = make_run(tmp_path / "sft", init="runs/lost", sources=[free("pairs")])
     facts = card.facts_of(sft)
