@@ -64,7 +64,11 @@ def convert(
         json.dumps(generation, indent=2) + "\n", "utf-8"
     )
     publish.write_tokenizer_files(unfinished, tokenizer, name)
-    card.write_card(unfinished, card.facts_of(base.folder))
+    if base.is_run:
+        card.write_card(unfinished, card.facts_of(base.folder, step=base.step))
+    else:  # the terms of a model stay with it
+        for path in [*base.folder.glob("README.md"), *base.folder.glob("LICENSE*")]:
+            shutil.copyfile(path, unfinished / path.name)
     hf_read.open_checkpoint(unfinished)  # what was written can be read
     if target.exists():
         target.rmdir()

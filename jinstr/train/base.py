@@ -10,10 +10,12 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
+import jax
+
 from jinstr import errors
 from jinstr.models import config as config_lib
 from jinstr.models import hf_read, vocabulary
-from jinstr.text import extend
+from jinstr.text import extend, templates
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import serving
@@ -33,6 +35,12 @@ class Base:
     template: str  # a name, the path of a .jinja file, or ""
     # load(abstract parameters with their shardings) → parameters
     load: Callable[[dict], dict]
+
+    @property
+    def step(self) -> int:
+        """The step that was asked for; 0 = the newest."""
+        step = self.init.partition("@")[2] if self.is_run else ""
+        return int(step) if step else 0
 
     @property
     def is_run(self) -> bool:
@@ -81,7 +89,13 @@ def _run(init: str, weights: str) -> Base:
                 raise errors.StorageError(
                     "JI-INIT-001", f"INIT={init}: no checkpoint that verifies"
                 )
-            return checkpointer.restore(chosen, {weights: abstract})[weights]
+            kept = jax.numpy.dtype(config.param_dtype)
+            saved = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kept, sharding=leaf.sharding),
+                abstract,
+            )
+            params = checkpointer.restore(chosen, {weights: saved})[weights]
+            return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, abstract)
         finally:
             checkpointer.close()
 
@@ -105,7 +119,7 @@ def _hugging_face(init: str) -> Base:
         folder=folder,
         config=checkpoint.config,
         tokenizer_path=serving.tokenizer_path(folder),
-        template=serving.template_of(folder),
+        template=templates.of_folder(folder),
         load=lambda abstract: hf_read.load_params(checkpoint, abstract),
     )
 
