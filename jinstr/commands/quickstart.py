@@ -57,6 +57,7 @@ def quickstart(
             tfds_dir="",
             out=str(place / "tokenizer"),
             compare="",
+            base="",
             config=train_tokenizer.TokenizerTrainingConfig(vocab_size=vocab_size, seed=seed),
             normalise=normalise_lib.NormaliseConfig(),
         )

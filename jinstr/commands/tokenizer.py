@@ -23,13 +23,15 @@ def tokenizer(
     tfds_dir: str,
     out: str,
     compare: str,
+    base: str,
     config: train_tokenizer.TokenizerTrainingConfig,
     normalise: normalise_lib.NormaliseConfig,
 ) -> dict:
     """Train OUT.model on all text of the input (questions and answers too), and print what it does.
 
-    holdout, holdout_rule, group_by: what pretraining keeps aside stays unseen here too. compare: other .model files,
-    comma separated. Returns the report that is written to OUT.report.json.
+    holdout, holdout_rule, group_by: what pretraining keeps aside stays unseen here too. compare: other tokenizers,
+    comma separated. base: a SentencePiece model that gets more Japanese pieces, up to the vocabulary's size, in place
+    of a new one. Returns the report that is written to OUT.report.json.
     """
     sources = sources_lib.parse(
         input,
@@ -42,7 +44,7 @@ def tokenizer(
     reports = {source.name: bad_rows.Report() for source in sources}
     texts = {source.name: _texts(source, reports[source.name]) for source in sources}
     others = [word.strip() for word in compare.split(",") if word.strip()]
-    report = train_tokenizer.train(texts, out, config, normalise, others)
+    report = train_tokenizer.train(texts, out, config, normalise, others, base)
     for source, facts in report["sources"].items():
         print(f"{source}: " + ", ".join(f"{value:,} {name}" for name, value in facts.items()))
         for bad in reports[source].bad:
@@ -54,7 +56,24 @@ def tokenizer(
             f"{facts['characters_per_token']:17.3f} {facts['byte_share']:7.2%} {failures:9} "
             f"{facts['vocab_size']:11,}  {name}"
         )
+    if base:
+        _print_gain(report, base)
     return report
+
+
+def _print_gain(report: dict, base: str) -> None:
+    """Characters per token of every source, before and after."""
+    after, before = next(iter(report["tokenizers"].values())), report["tokenizers"][base]
+    added = after["vocab_size"] - before["vocab_size"]
+    print(
+        f"{added:,} pieces added to {base}; the first {before['vocab_size']:,} ids are as they were"
+    )
+    asked = report["config"]["vocab_size"]
+    if after["vocab_size"] < asked:
+        print(f"jinstr: the text gave fewer pieces than VOCAB_SIZE={asked:,}; give more text")
+    for source, facts in after["sources"].items():
+        old, new = before["sources"][source]["characters_per_token"], facts["characters_per_token"]
+        print(f"{source}: {old:.3f} → {new:.3f} characters/token ({new / old - 1:+.1%})")
 
 
 def _texts(source: sources_lib.SourceConfig, read: bad_rows.Report) -> Iterator[str]:

@@ -21,8 +21,8 @@ from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jinstr import errors
+from jinstr.text import extend, surfaces
 from jinstr.text import normalise as normalise_lib
-from jinstr.text import surfaces
 
 _NEVER = -1e6  # below the worst score; hf_tokenizer.NEVER lies between
 # "<0x41>" that people type is no byte piece: nothing is found across a cut.
@@ -33,20 +33,13 @@ _TAKEN = "\U0010fffe\U0010ffff"  # two code points that are no characters
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
 
 
-def parse(data: bytes) -> proto.ModelProto:
-    """The protocol buffer of a .model file."""
-    model = proto.ModelProto()
-    model.ParseFromString(data)
-    return model
-
-
 def convert(tokenizer) -> tokenizers.Tokenizer:
     """The same ids as a `text.tokenizer.Tokenizer`, up to U+2581 and control tokens that people type.
 
     Errors: ConfigError for a model whose rules tokenizer.json cannot hold.
     """
     with open(tokenizer.path, "rb") as file:
-        model = parse(file.read())
+        model = extend.read_proto(file.read())
     trainer, rules = model.trainer_spec, model.normalizer_spec
     if trainer.model_type not in (trainer.UNIGRAM, trainer.BPE):
         kind = trainer.ModelType.Name(trainer.model_type)

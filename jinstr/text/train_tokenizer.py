@@ -22,6 +22,7 @@ import sentencepiece
 import xxhash
 
 from jinstr import errors
+from jinstr.text import extend
 from jinstr.text import normalise as normalise_lib
 from jinstr.text import tokenizer as tokenizer_lib
 
@@ -156,42 +157,73 @@ def train(
     config: TokenizerTrainingConfig,
     profile: normalise_lib.NormaliseConfig,
     compare: Sequence[str] = (),
+    base: str = "",
 ) -> dict:
     """Write OUT.model, OUT.normalise.json (the normalisation profile) and OUT.report.json; return the report.
 
-    texts: documents by source, read once. compare: other .model files measured on the same text.
-    Errors: ConfigError when the vocabulary does not fit the text; DataError when there is no text.
+    texts: documents by source, read once. compare: other tokenizers measured on the same text. base: a .model that is
+    extended to vocab_size pieces; its type and profile are kept.
+    Errors: ConfigError when the vocabulary does not fit the text, or the base cannot be extended; DataError when there
+    is no text.
     """
+    old = _checked_base(base, config, profile) if base else None
+    profile = old.profile if old else profile
     pieces, check, facts = sample_sources(texts, config)
-    normalised = (normalise_lib.normalise(piece, profile) for piece in pieces)
+    normalised = [normalise_lib.normalise(piece, profile) for piece in pieces]
+    data = _extended(old, normalised, config) if old else sentencepiece_model(normalised, config)
+    path = pathlib.Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model_path = path.with_name(path.name + ".model")
+    model_path.write_bytes(data)
+    _write_json(
+        path.with_name(path.name + tokenizer_lib.PROFILE),
+        {"normalise": dataclasses.asdict(profile)},
+    )
+    names = dict.fromkeys([model_path, *([base] if base else []), *compare])
+    report = {
+        "config": dataclasses.asdict(config),
+        "normalise": dataclasses.asdict(profile),
+        "base": base,
+        "sources": facts,
+        "tokenizers": {str(name): measure(tokenizer_lib.load(name), check) for name in names},
+    }
+    _write_json(path.with_name(path.name + ".report.json"), report)
+    return report
+
+
+def sentencepiece_model(
+    pieces: Sequence[str], config: TokenizerTrainingConfig, **others: object
+) -> bytes:
+    """A SentencePiece model of normalised text. others: settings of SentencePiece that win over those made here."""
     model = io.BytesIO()
+    settings = dict(
+        vocab_size=config.vocab_size,
+        model_type=config.model_type,
+        character_coverage=config.character_coverage,
+        max_sentencepiece_length=config.max_piece_length,
+        split_digits=config.split_digits,
+        # The space too: as bytes of SentencePiece's own sign for it, it would not come back.
+        required_chars="\u25810123456789" if config.split_digits else "\u2581",
+        byte_fallback=config.byte_fallback,
+        add_dummy_prefix=config.add_dummy_prefix,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        max_sentence_length=2 * PIECE_BYTES,  # normalisation may lengthen a piece
+        input_sentence_size=0,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        pad_piece="<pad>",
+        control_symbols=list(config.control_tokens),
+        user_defined_symbols=["\n"],
+        num_threads=config.threads or os.cpu_count() or 1,
+        minloglevel=2,
+    )
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=normalised,
-            model_writer=model,
-            vocab_size=config.vocab_size,
-            model_type=config.model_type,
-            character_coverage=config.character_coverage,
-            max_sentencepiece_length=config.max_piece_length,
-            split_digits=config.split_digits,
-            # The space too: as bytes of SentencePiece's own sign for it, it would not come back.
-            required_chars="\u25810123456789" if config.split_digits else "\u2581",
-            byte_fallback=config.byte_fallback,
-            add_dummy_prefix=config.add_dummy_prefix,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            normalization_rule_name="identity",
-            max_sentence_length=2 * PIECE_BYTES,  # normalisation may lengthen a piece
-            input_sentence_size=0,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            pad_piece="<pad>",
-            control_symbols=list(config.control_tokens),
-            user_defined_symbols=["\n"],
-            num_threads=config.threads or os.cpu_count() or 1,
-            minloglevel=2,
+            sentence_iterator=iter(pieces), model_writer=model, **settings | others
         )
     except RuntimeError as error:
         raise errors.ConfigError(
@@ -199,24 +231,45 @@ def train(
             f"SentencePiece refuses VOCAB_SIZE={config.vocab_size} on {sum(map(len, pieces)):,} characters: "
             f"{str(error).splitlines()[-1].strip()}; take a smaller vocabulary or more text",
         ) from None
-    path = pathlib.Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model_path = path.with_name(path.name + ".model")
-    model_path.write_bytes(model.getvalue())
-    _write_json(
-        path.with_name(path.name + tokenizer_lib.PROFILE),
-        {"normalise": dataclasses.asdict(profile)},
-    )
-    report = {
-        "config": dataclasses.asdict(config),
-        "normalise": dataclasses.asdict(profile),
-        "sources": facts,
-        "tokenizers": {
-            str(name): measure(tokenizer_lib.load(name), check) for name in (model_path, *compare)
-        },
-    }
-    _write_json(path.with_name(path.name + ".report.json"), report)
-    return report
+    return model.getvalue()
+
+
+def _checked_base(base: str, config, profile) -> tokenizer_lib.Tokenizer:
+    """The base, before any text is read. Errors: ConfigError when it cannot be extended so."""
+    old = extend.open_base(base)
+    if config.vocab_size <= old.vocab_size:
+        raise errors.ConfigError(
+            "JI-TOKENIZER-020",
+            f"VOCAB_SIZE={config.vocab_size} is the size that BASE={base} is extended to, and it has "
+            f"{old.vocab_size:,} pieces already; give a larger one",
+        )
+    if not profile.is_identity and profile != old.profile:
+        raise errors.ConfigError(
+            "JI-TOKENIZER-021",
+            f"BASE={base} keeps its own normalisation; leave out NFKC, FULL_WIDTH_ASCII and the like",
+        )
+    return old
+
+
+def _extended(old: tokenizer_lib.Tokenizer, pieces: Sequence[str], config) -> bytes:
+    """The base with new pieces: those that a model of its type, trained on the text, has and the base lacks."""
+    base = extend.read_proto(pathlib.Path(old.path).read_bytes())
+    kind = extend.model_type(base)
+    # Many of its pieces will be in the base already, or not be Japanese.
+    wanted = 2 * (config.vocab_size - old.vocab_size) + 2000
+    other = dataclasses.replace(config, vocab_size=wanted, model_type=kind, control_tokens=())
+    soft = {"hard_vocab_limit": False} if kind == "unigram" else {}
+    while True:
+        try:
+            model = extend.read_proto(sentencepiece_model(pieces, other, **soft))
+            break
+        except errors.ConfigError:
+            # BPE ends with an error where the text gives no more merges.
+            if other.vocab_size < 1000:
+                raise
+            other = dataclasses.replace(other, vocab_size=other.vocab_size * 2 // 3)
+    merged = extend.merge(base, model, config.control_tokens, config.vocab_size)
+    return merged.SerializeToString()
 
 
 def _write_json(path: pathlib.Path, value) -> None:
