@@ -187,12 +187,15 @@ def _task_examples(source: sources_lib.SourceConfig) -> Iterator[dict]:
 
 
 def _vocabulary_fingerprint(task) -> str:
-    """The fingerprint that text.tokenizer gives to the SentencePiece model of a Task's vocabulary."""
+    """The fingerprint that text.tokenizer gives to a Task's vocabulary: of data.vocabularies, or SentencePiece's."""
     import xxhash
 
     from jinstr.text import normalise
 
-    model = getattr(task.output_features["targets"].vocabulary, "sp_model", b"")
+    vocabulary = task.output_features["targets"].vocabulary
+    if hasattr(vocabulary, "fingerprint"):
+        return vocabulary.fingerprint
+    model = getattr(vocabulary, "sp_model", b"")
     return xxhash.xxh3_64_hexdigest(model + repr(normalise.NormaliseConfig()).encode())
 
 
