@@ -11,10 +11,11 @@ from jinstr.data import audit
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
 from jinstr.models import config as config_lib
+from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import adapters, evaluation, flops, loop, replicas, serving, startup, summary
 from jinstr.train import checkpoint as checkpoint_lib
-from jinstr.train import evaluation, flops, loop, replicas, serving, startup, summary
 from jinstr.train import metrics as metrics_lib
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
@@ -66,6 +67,7 @@ def pretrain(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
     )
     checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
+    frozen, record = startup.frozen_base(run_dir, model, base, devices, rules)
     state, start_step, before = startup.restore_or_init(
         checkpointer=checkpointer,
         model=model,
@@ -77,8 +79,9 @@ def pretrain(
     )
     # Only now: a start that is refused above must not touch the files of the model that is there.
     serving.write_model_files(run_dir, model, tokenizer, "")
+    adapters.write(run_dir, record)
     step_function = state_lib.make_step(
-        model, optimizer, transform, devices, rules, abstract, loop_config.microbatches
+        model, optimizer, transform, devices, rules, abstract, loop_config.microbatches, frozen
     )
     writer = metrics_lib.MetricsWriter(
         run_dir,
@@ -88,7 +91,7 @@ def pretrain(
     )
     meter = flops.Meter(model, before)
     evaluator = state_lib.make_evaluator(model, devices, rules)
-    answers = evaluation.Answers(model, text_tokenizer, None, evaluation_config)
+    answers = evaluation.Answers(lora.plain(model), text_tokenizer, None, evaluation_config)
     prompts = [
         [text_tokenizer.bos_id, *text_tokenizer.encode(text)]
         for text in evaluation_config.sample_prompts[: evaluation_config.samples]
@@ -96,14 +99,12 @@ def pretrain(
     rate = optimizer_lib.make_schedule(optimizer, num_steps, optimizer.learning_rate)
 
     def evaluate(state: dict, step: int) -> dict[str, float]:
-        results = {}
+        results, whole = {}, lora.join(state["params"], frozen)
         for name, loader in data_set.held_out.items():
-            found = evaluation.loss_on(
-                evaluator, state["params"], loader, devices, rules, data.eval_rows
-            )
+            found = evaluation.loss_on(evaluator, whole, loader, devices, rules, data.eval_rows)
             results |= {f"eval/{name}/{key}": value for key, value in found.items()}
         if prompts:
-            params = serving.on_one_device(state["params"])
+            params = serving.on_one_device(lora.merge(model, whole))
             for text, answer in zip(
                 evaluation_config.sample_prompts, answers.write(params, prompts)
             ):

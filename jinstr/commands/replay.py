@@ -63,7 +63,9 @@ def replay(
 
     batch = past.loader.read(step - 1)
     where = attribution.segments(batch)
-    add = attribution.make_adder(past.model, kwargs["rules"], kwargs["optimizer"].z_loss)
+    add = attribution.make_adder(
+        past.model, kwargs["rules"], kwargs["optimizer"].z_loss, past.frozen
+    )
     examples, sums = attribution.attribute(add, state["params"], batch, where)
     for facts, segment, name in zip(examples, where, past.loader.example_ids(step - 1)):
         facts["source"], facts["id"], place = name

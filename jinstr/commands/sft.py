@@ -11,12 +11,13 @@ from jinstr.data import audit, eval_tasks
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
 from jinstr.models import config as config_lib
+from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import templates
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import adapters, evaluation, flops, loop, replicas, serving, startup, summary
 from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
-from jinstr.train import evaluation, flops, loop, replicas, serving, startup, summary
 from jinstr.train import metrics as metrics_lib
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
@@ -77,6 +78,7 @@ def sft(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
     )
     checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
+    frozen, record = startup.frozen_base(run_dir, model, base, devices, rules)
     state, start_step, before = startup.restore_or_init(
         checkpointer=checkpointer,
         model=model,
@@ -88,8 +90,9 @@ def sft(
     )
     # Only now: a start that is refused above must not touch the files of the model that is there.
     serving.write_model_files(run_dir, model, tokenizer_path, template)
+    adapters.write(run_dir, record)
     step_function = state_lib.make_step(
-        model, optimizer, transform, devices, rules, abstract, loop_config.microbatches
+        model, optimizer, transform, devices, rules, abstract, loop_config.microbatches, frozen
     )
     writer = metrics_lib.MetricsWriter(
         run_dir,
@@ -99,16 +102,15 @@ def sft(
     )
     meter = flops.Meter(model, before)
     evaluator = state_lib.make_evaluator(model, devices, rules)
-    answers = evaluation.Answers(model, tokenizer, chat_template, evaluation_config)
+    plain = lora.plain(model)
+    answers = evaluation.Answers(plain, tokenizer, chat_template, evaluation_config)
     rate = optimizer_lib.make_schedule(optimizer, num_steps, optimizer.learning_rate)
 
     def evaluate(state: dict, step: int) -> dict[str, float]:
-        results = {}
-        params = serving.on_one_device(state["params"])
+        results, whole = {}, lora.join(state["params"], frozen)
+        params = serving.on_one_device(lora.merge(model, whole))
         for name, loader in data_set.held_out.items():
-            found = evaluation.loss_on(
-                evaluator, state["params"], loader, devices, rules, data.eval_rows
-            )
+            found = evaluation.loss_on(evaluator, whole, loader, devices, rules, data.eval_rows)
             if loader.is_chat and evaluation_config.samples:
                 prompts = evaluation.chat_prompts(loader, evaluation_config.samples)
                 written = answers.write(params, prompts)
@@ -120,7 +122,7 @@ def sft(
         for task in tasks:
             if task.chooses:
                 found = evaluation.choose(
-                    model, params, tokenizer, chat_template, task, evaluation_config.batch_rows
+                    plain, params, tokenizer, chat_template, task, evaluation_config.batch_rows
                 )
             else:
                 found = answers.score(params, task)

@@ -50,8 +50,8 @@ def _chunk_nll(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap):
     return nll + z_loss * jnp.sum(weights_C * logsumexp_C**2), nll
 
 
-def _chunk_gradients(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap):
-    """As `_chunk_nll`, and the gradients of its first value by hidden [C, D] and head [D, V]."""
+def _chunk_gradients(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap, head_is_trained):
+    """As `_chunk_nll`, and the gradients of its first value by hidden [C, D] and head [D, V] (None if not trained)."""
     logits_CV, slope_CV = _logits(hidden_CD, head_DV, softcap)
     top_C = jax.lax.stop_gradient(logits_CV.max(-1))
     exp_CV = jnp.exp(logits_CV - top_C[:, None])
@@ -67,6 +67,8 @@ def _chunk_gradients(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap):
         slope_of_logits_CV = slope_of_logits_CV * slope_CV
     slope_of_logits_CV = slope_of_logits_CV.astype(hidden_CD.dtype)
     grad_hidden_CD = jnp.matmul(slope_of_logits_CV, head_DV.T.astype(hidden_CD.dtype))
+    if not head_is_trained:
+        return total, nll, grad_hidden_CD, None
     grad_head_DV = jnp.matmul(hidden_CD.T, slope_of_logits_CV, preferred_element_type=jnp.float32)
     return total, nll, grad_hidden_CD, grad_head_DV
 
@@ -78,7 +80,8 @@ def weighted_nll(
     """Sum over places of weight · (−log p(target)), with `z_loss` · weight · logsumexp² added to the first value.
 
     Returns (loss to differentiate, plain nll), f32 scalars in nats. Gradients with respect to hidden and head are
-    formed in the forward pass, chunk by chunk, so the backward pass only scales them; targets and weights get none.
+    formed in the forward pass, chunk by chunk, so the backward pass only scales them; targets and weights get none, nor
+    does a head that is not differentiated (under LoRA).
     z-loss: PaLM (arXiv 2204.02311), section 5; soft cap: Gemma 2 (arXiv 2408.00118).
     """
     *_, D = hidden_BTD.shape
@@ -96,39 +99,46 @@ def weighted_nll(
 
 
 def _nll_forward(hidden_BTD, head_DV, targets_BT, weights_BT, z_loss, softcap, chunk_bytes):
+    trained = head_DV.perturbed
+    hidden_BTD, head_DV = hidden_BTD.value, head_DV.value
+    targets_BT, weights_BT = targets_BT.value, weights_BT.value
     D, V = head_DV.shape
     places = targets_BT.size
     size = chunk_places(places, V, chunk_bytes)
     flat = (hidden_BTD.reshape(places, D), targets_BT.reshape(-1), weights_BT.reshape(-1))
     if size >= places:
         total, nll, grad_hidden, grad_head = _chunk_gradients(
-            flat[0], head_DV, flat[1], flat[2], z_loss, softcap
+            flat[0], head_DV, flat[1], flat[2], z_loss, softcap, trained
         )
     else:
 
         def add(sums, chunk):
             total, nll, grad_hidden_CD, grad_head_DV = _chunk_gradients(
-                chunk[0], head_DV, chunk[1], chunk[2], z_loss, softcap
+                chunk[0], head_DV, chunk[1], chunk[2], z_loss, softcap, trained
             )
-            return (sums[0] + total, sums[1] + nll, sums[2] + grad_head_DV), grad_hidden_CD
+            return jax.tree.map(jnp.add, sums, (total, nll, grad_head_DV)), grad_hidden_CD
 
-        start = (jnp.float32(0), jnp.float32(0), jnp.zeros((D, V), jnp.float32))
+        head_sum = jnp.zeros((D, V), jnp.float32) if trained else None
+        start = (jnp.float32(0), jnp.float32(0), head_sum)
         (total, nll, grad_head), grad_hidden = jax.lax.scan(
             add, start, _chunked(places, size, *flat)
         )
         grad_hidden = grad_hidden.reshape(-1, D)[:places]
-    residuals = (grad_hidden.reshape(hidden_BTD.shape), grad_head.astype(head_DV.dtype))
-    return (total, nll), residuals
+    grad_head = grad_head.astype(head_DV.dtype) if trained else None
+    return (total, nll), (grad_hidden.reshape(hidden_BTD.shape), grad_head)
 
 
 def _nll_backward(z_loss, softcap, chunk_bytes, residuals, cotangents):
     # Only the first value is differentiable; the plain nll is a measurement.
     grad_hidden, grad_head = residuals
     scale = cotangents[0]
-    return grad_hidden * scale.astype(grad_hidden.dtype), grad_head * scale, None, None
+    if isinstance(scale, jax.custom_derivatives.SymbolicZero):
+        return None, None, None, None
+    grad_head = None if grad_head is None else grad_head * scale
+    return grad_hidden * scale.astype(grad_hidden.dtype), grad_head, None, None
 
 
-weighted_nll.defvjp(_nll_forward, _nll_backward)
+weighted_nll.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)
 
 
 def token_logprobs(

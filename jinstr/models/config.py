@@ -10,6 +10,46 @@ import json
 
 from jinstr import errors, settings
 
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): x @ W + scale · (x @ A) @ B, where W stays as it is."""
+
+    rank: int = 0  # columns of A and rows of B; 0 = no adapters, everything is trained
+    alpha: float = 0.0  # scale = alpha / rank; 0 = twice the rank
+    targets: str = ",".join(
+        PROJECTIONS
+    )  # projections that get adapters; gate only where there is one
+    rslora: bool = False  # scale = alpha / sqrt(rank) (arXiv 2312.03732)
+
+    def __post_init__(self):
+        if self.rank < 0 or self.alpha < 0:
+            raise errors.ConfigError(
+                "JI-LORA-001", f"rank={self.rank}, alpha={self.alpha:g}; neither may be below 0"
+            )
+        for name in self.names:
+            if name not in PROJECTIONS:
+                near = settings.did_you_mean(name, PROJECTIONS)
+                raise errors.ConfigError(
+                    "JI-LORA-001",
+                    f"targets={self.targets!r}: {name!r} is no projection{near}; all: {','.join(PROJECTIONS)}",
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.targets.replace(" ", "").split(","))
+
+    @property
+    def scale(self) -> float:
+        """What the product of the adapters is multiplied by."""
+        return (self.alpha or 2 * self.rank) / (self.rank**0.5 if self.rslora else self.rank)
+
+    def on(self, name: str) -> LoraConfig | None:
+        """These settings if the projection of this name gets adapters, else None."""
+        return self if self.rank and name in self.names else None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -58,6 +98,9 @@ class DecoderConfig:
     attention: str = "blocked"  # xla (reference) | blocked (skips what is masked, in blocks)
     compute_dtype: str = "auto"  # auto = bfloat16 on accelerators, float32 on CPU
     param_dtype: str = "float32"
+    lora: LoraConfig = (
+        LoraConfig()
+    )  # adapters while they are apart from the kernels; not in model.json
 
     def __post_init__(self):
         choices = {
@@ -93,7 +136,9 @@ class DecoderConfig:
         )
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+        values = dataclasses.asdict(self)
+        del values["lora"]  # of a run, which keeps it in lora.json; the model is the same without
+        return json.dumps(values, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "model.json") -> DecoderConfig:
@@ -120,12 +165,14 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """How a given model is computed: fields of DecoderConfig that change no result but by rounding."""
+    """Fields of DecoderConfig that are not of the model itself: how it is computed (which changes no result but by
+    rounding), and the adapters that a run trains on it."""
 
     scan_layers: bool = True  # one compiled block for all layers; False unrolls
     remat: str = "none"  # none | dots | full
     attention: str = "blocked"  # xla | blocked
     compute_dtype: str = "auto"  # auto | bfloat16 | float32
+    lora: LoraConfig = LoraConfig()  # what is trained in place of the model, if anything
 
 
 def executed(config: DecoderConfig, how: DecoderConfig | ExecutionConfig) -> DecoderConfig:

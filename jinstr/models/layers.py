@@ -22,6 +22,7 @@ ACTIVATIONS = {
 @jax.custom_vjp
 def matmul(x, kernel):
     """x [..., in] @ kernel [in, out]. The gradient of the kernel contracts in the order that moves fewer bytes.
+    A kernel that is not differentiated (under LoRA) gets none, and its x is not kept.
 
     A product that contracts the places of both operands needs one of them transposed in memory (XLA on CPU does that in
     a loop as slow as the product itself). JAX's own rule always transposes the gradient of y; transposing x instead is
@@ -31,11 +32,14 @@ def matmul(x, kernel):
 
 
 def _matmul_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+    x, is_trained, kernel = x.value, kernel.perturbed, kernel.value
+    return x @ kernel, (x if is_trained else None, kernel)
 
 
 def _matmul_backward(residuals, grad_y):
     x, kernel = residuals
+    if x is None:
+        return grad_y @ kernel.T, None
     size_in, size_out = kernel.shape
     x_MI, grad_MO = x.reshape(-1, size_in), grad_y.reshape(-1, size_out)
     over_places = (((0,), (0,)), ((), ()))
@@ -46,22 +50,42 @@ def _matmul_backward(residuals, grad_y):
     return grad_y @ kernel.T, grad_kernel
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(_matmul_forward, _matmul_backward, symbolic_zeros=True)
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel (+ bias). kernel [in, out], cast to the type of x."""
+    """y = x @ kernel (+ scale · (x @ lora_a) @ lora_b) (+ bias), all cast to the type of x.
 
-    def __init__(self, size_in, size_out, spec, *, scale, bias, dtype, rngs):
-        normal = jax.random.truncated_normal(rngs.params(), -2, 2, (size_in, size_out), jnp.float32)
+    kernel [in, out]; with adapters of rank r: lora_a [in, r], lora_b [r, out], in float32 as they are trained.
+    """
+
+    def __init__(self, size_in, size_out, spec, *, scale, bias, dtype, rngs, lora=None):
+        key = rngs.params()
+        normal = jax.random.truncated_normal(key, -2, 2, (size_in, size_out), jnp.float32)
         self.kernel = nnx.Param((normal * scale).astype(dtype), out_sharding=spec)
         if bias:
             self.bias = nnx.Param(
                 jnp.zeros((size_out,), dtype), out_sharding=jax.sharding.PartitionSpec(spec[1])
             )
+        if lora is not None:
+            self._add_adapters(size_in, size_out, spec, key, lora)
+
+    def _add_adapters(self, size_in, size_out, spec, key, lora: config_lib.LoraConfig):
+        """A uniform within ± in**-0.5 (what PEFT draws), B zero: at the start y is that of the kernel."""
+        shape, bound = (size_in, lora.rank), size_in**-0.5
+        # A key of its own, made of the kernel's: the kernels are the same with and without adapters.
+        uniform = jax.random.uniform(jax.random.fold_in(key, 1), shape, jnp.float32, -bound, bound)
+        into = jax.sharding.PartitionSpec(spec[0], None)
+        out = jax.sharding.PartitionSpec(None, spec[1])
+        self.lora_a = nnx.Param(uniform, out_sharding=into)
+        self.lora_b = nnx.Param(jnp.zeros((lora.rank, size_out), jnp.float32), out_sharding=out)
+        self.lora_scale = lora.scale
 
     def __call__(self, x):
         y = matmul(x, self.kernel[...].astype(x.dtype))
+        if hasattr(self, "lora_a"):
+            low = matmul(x, self.lora_a[...].astype(x.dtype))
+            y = y + matmul(low, self.lora_b[...].astype(x.dtype)) * self.lora_scale
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
@@ -101,12 +125,20 @@ class AttentionParameters(nnx.Module):
         heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         into, out = rules.spec("embed", "heads"), rules.spec("heads", "embed")
         into_kv = rules.spec("embed", "kv_heads")
-        self.query = Linear(width, heads, into, scale=scale, bias=c.qkv_bias, **kwargs)
-        self.key = Linear(width, kv, into_kv, scale=scale, bias=c.qkv_bias, **kwargs)
-        self.value = Linear(width, kv, into_kv, scale=scale, bias=c.qkv_bias, **kwargs)
+        self.query = Linear(
+            width, heads, into, scale=scale, bias=c.qkv_bias, lora=c.lora.on("query"), **kwargs
+        )
+        self.key = Linear(
+            width, kv, into_kv, scale=scale, bias=c.qkv_bias, lora=c.lora.on("key"), **kwargs
+        )
+        self.value = Linear(
+            width, kv, into_kv, scale=scale, bias=c.qkv_bias, lora=c.lora.on("value"), **kwargs
+        )
         # The residual stream adds 2L terms: outputs start smaller by sqrt(2L) (GPT-2, section 2.3).
         out_scale = heads**-0.5 * (2 * c.num_layers) ** -0.5
-        self.out = Linear(heads, width, out, scale=out_scale, bias=c.out_bias, **kwargs)
+        self.out = Linear(
+            heads, width, out, scale=out_scale, bias=c.out_bias, lora=c.lora.on("out"), **kwargs
+        )
         if c.qk_norm:
             self.query_norm = Norm(c.head_dim, c, kind="rms")
             self.key_norm = Norm(c.head_dim, c, kind="rms")
@@ -121,10 +153,16 @@ class MlpParameters(nnx.Module):
         into, out = rules.spec("embed", "mlp"), rules.spec("mlp", "embed")
         scale = c.hidden_size**-0.5
         if c.gated_mlp:
-            self.gate = Linear(c.hidden_size, c.mlp_size, into, scale=scale, **kwargs)
-        self.up = Linear(c.hidden_size, c.mlp_size, into, scale=scale, **kwargs)
+            self.gate = Linear(
+                c.hidden_size, c.mlp_size, into, scale=scale, lora=c.lora.on("gate"), **kwargs
+            )
+        self.up = Linear(
+            c.hidden_size, c.mlp_size, into, scale=scale, lora=c.lora.on("up"), **kwargs
+        )
         down_scale = c.mlp_size**-0.5 * (2 * c.num_layers) ** -0.5
-        self.down = Linear(c.mlp_size, c.hidden_size, out, scale=down_scale, **kwargs)
+        self.down = Linear(
+            c.mlp_size, c.hidden_size, out, scale=down_scale, lora=c.lora.on("down"), **kwargs
+        )
         self.activation = c.activation
 
     def __call__(self, x):

@@ -19,6 +19,7 @@ import tqdm
 
 from jinstr.data import batching
 from jinstr.models import config as config_lib
+from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.train import state as state_lib
 
@@ -73,18 +74,25 @@ def alone(batch: dict[str, np.ndarray], segment: Segment, sign: float = 1.0) -> 
 
 
 def make_adder(
-    model: config_lib.DecoderConfig, rules: mesh_lib.AxisRules, z_loss: float
+    model: config_lib.DecoderConfig,
+    rules: mesh_lib.AxisRules,
+    z_loss: float,
+    frozen: dict | None = None,
 ) -> Callable[[dict, dict, dict], tuple]:
-    """Jitted (params, gradient so far, batch [1, T']) → (nll, norm of its gradient, gradient with it added)."""
+    """Jitted (params, gradient so far, batch [1, T']) → (nll, norm of its gradient, gradient with it added).
+
+    frozen: the base, where params are adapters.
+    """
 
     @jax.jit
-    def add(params, gradient, row):
+    def add(params, gradient, row, frozen):
         (_, nll), grads = jax.value_and_grad(
-            lambda params: state_lib.nll_sum(model, params, row, rules, z_loss), has_aux=True
+            lambda params: state_lib.nll_sum(model, lora.join(params, frozen), row, rules, z_loss),
+            has_aux=True,
         )(params)
         return nll, optax.tree.norm(grads), jax.tree.map(jnp.add, gradient, grads)
 
-    return add
+    return lambda params, gradient, row: add(params, gradient, row, frozen or {})
 
 
 def attribute(

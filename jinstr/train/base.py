@@ -7,6 +7,7 @@ hf:org/name[@revision]        a model of the Hugging Face cache; what is not the
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Callable
 
@@ -17,8 +18,8 @@ from jinstr.models import config as config_lib
 from jinstr.models import hf_read, vocabulary
 from jinstr.text import extend, templates
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import adapters, serving, storage
 from jinstr.train import checkpoint as checkpoint_lib
-from jinstr.train import serving
 
 # What a model needs; never .bin, .pt or .py.
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md", "LICENSE*")
@@ -89,13 +90,14 @@ def _run(init: str, weights: str) -> Base:
                 raise errors.StorageError(
                     "JI-INIT-001", f"INIT={init}: no checkpoint that verifies"
                 )
-            kept = jax.numpy.dtype(config.param_dtype)
-            saved = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kept, sharding=leaf.sharding),
-                abstract,
-            )
-            params = checkpointer.restore(chosen, {weights: saved})[weights]
-            return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, abstract)
+            own = _in_type(abstract, config.param_dtype)
+            if (record := adapters.read(folder)) is None:
+                found = checkpointer.restore(chosen, {weights: own})[weights]
+            else:
+                model = dataclasses.replace(config, lora=record.lora)
+                below = recorded(record, folder).load(own)
+                found = adapters.restore(checkpointer, chosen, weights, model, below)
+            return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), found, abstract)
         finally:
             checkpointer.close()
 
@@ -106,6 +108,16 @@ def _run(init: str, weights: str) -> Base:
         tokenizer_path=serving.tokenizer_path(folder),
         template=serving.template_of(folder),
         load=load,
+    )
+
+
+def _in_type(abstract: dict, dtype: str) -> dict:
+    """Abstract parameters in another type: a checkpoint is restored in the one that it was saved in."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, jax.numpy.dtype(dtype), sharding=leaf.sharding
+        ),
+        abstract,
     )
 
 
@@ -192,3 +204,73 @@ def check_shape(given: config_lib.DecoderConfig, base: Base) -> None:
                 f"DecoderConfig.{field.name} = {asked!r}, but INIT={base.init} has {own!r}; the shape of a model comes "
                 "from INIT, so leave the model file out",
             )
+
+
+def record_of(base: Base, lora: config_lib.LoraConfig, run_dir: pathlib.Path) -> adapters.Record:
+    """What lora.json of `run_dir` is to say of adapters on this base: the same weights, named from anywhere and later.
+
+    Without a step in INIT, a run that has begun stays with the step that it began with.
+    """
+    place, _, step = base.init.partition("@")
+    if not base.is_run:
+        place = base.init.removeprefix("hf:")
+        is_folder = place.startswith(("/", ".", "~")) or pathlib.Path(place).is_dir()
+        init = f"hf:{base.folder.resolve()}" if is_folder else base.init
+    else:
+        before = adapters.read(run_dir)
+        place = str(base.folder.resolve())
+        if not step and before is not None and before.init.partition("@")[0] == place:
+            init = before.init
+        else:
+            init = f"{place}@{step or _newest(base)}"
+    try:
+        return adapters.Record(init=init, digest=_digest(init), lora=lora)
+    except FileNotFoundError as error:
+        raise errors.StorageError(
+            "JI-LORA-004", f"the base of the adapters, {init}, is not there: {error.filename}"
+        ) from None
+
+
+def _newest(base: Base) -> int:
+    checkpointer = checkpoint_lib.Checkpointer(base.folder, checkpoint_lib.CheckpointConfig())
+    try:
+        if (step := checkpointer.latest_verified()) is None:
+            raise errors.StorageError(
+                "JI-INIT-001", f"INIT={base.init}: no checkpoint that verifies"
+            )
+        return step
+    finally:
+        checkpointer.close()
+
+
+def _digest(init: str) -> str:
+    """Digest of the weights that INIT names, wherever they lie: of every file of a Hugging Face checkpoint; of a run's
+    manifest of the step (which holds those of its files), with the base below it if it is a run of adapters itself."""
+    folder = folder_of(init)
+    if init.startswith("hf:"):
+        files = {folder / "config.json", *hf_read.open_checkpoint(folder).files.values()}
+    else:
+        files = {folder / "checkpoints" / init.partition("@")[2] / "manifest.json"}
+    lines = sorted(f"{path.name} {storage.digest(path)}" for path in files)
+    if not init.startswith("hf:") and (below := adapters.read(folder)):
+        lines.append(f"{below.digest} {below.lora}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def recorded(record: adapters.Record, run_dir: pathlib.Path) -> Base:
+    """The base that lora.json of `run_dir` names. Errors: StorageError when it is gone, or is another one by now."""
+    where = f"{run_dir / adapters.FILE}: the base of these adapters, {record.init},"
+    try:
+        base, digest = open_base(record.init), _digest(record.init)
+    except (errors.StorageError, FileNotFoundError) as error:
+        raise errors.StorageError(
+            "JI-LORA-004",
+            f"{where} is not there ({error}); put it back, or name the place where it is now in that file",
+        ) from None
+    if digest != record.digest:
+        raise errors.StorageError(
+            "JI-LORA-005",
+            f"{where} has other weights than when the adapters were trained (digest {digest}, then {record.digest}); "
+            "put the old ones back",
+        )
+    return base

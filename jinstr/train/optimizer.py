@@ -71,11 +71,11 @@ def make_schedule(config: OptimizerConfig, num_steps: int, peak: float):
 
 
 def decay_mask(params):
-    """True where weight decay applies: matrices and stacks of matrices, not norms and biases."""
+    """True where weight decay applies: matrices and stacks of matrices (adapters too), not norms and biases."""
 
     def is_matrix(path, leaf):
         names = [str(getattr(key, "key", key)) for key in path]
-        return names[-1] in ("kernel", "embedding")
+        return names[-1] in ("kernel", "embedding", "lora_a", "lora_b")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

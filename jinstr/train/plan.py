@@ -59,10 +59,16 @@ def _memory(model: config_lib.DecoderConfig, settings: dict) -> Iterator[str]:
         settings["rules"],
         ema=optimizer.ema_decay > 0,
     )
+    frozen = state_lib.abstract_frozen(model, mesh, settings["rules"])
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract["params"]))
-    yield f"parameters: {count:,}"
+    if frozen:
+        total = count + sum(leaf.size for leaf in jax.tree.leaves(frozen))
+        yield f"parameters: {count:,} in adapters are trained ({count / total:.2%} of {total:,})"
+    else:
+        yield f"parameters: {count:,}"
     yield f"memory on each of {mesh.size} devices ({jax.devices()[0].device_kind}), without activations:"
-    parts = {
+    parts = {"base, not trained": frozen} if frozen else {}
+    parts |= {
         "parameters": abstract["params"],
         "gradients": abstract["params"],
         "optimizer": abstract["opt_state"],

@@ -26,9 +26,9 @@ from jinstr.data import loader as loader_lib
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import adapters, loop, metrics, serving, startup
 from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
-from jinstr.train import loop, metrics, serving, startup
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
 
@@ -47,6 +47,7 @@ class Past(NamedTuple):
     mesh: jax.sharding.Mesh
     transform: Any  # optax.GradientTransformation
     abstract: dict
+    frozen: dict  # the base, where adapters were trained; else {}
     step_function: Callable[[dict, dict], tuple[dict, dict]]
     checkpointer: checkpoint_lib.Checkpointer
     trained_at: dict  # startup.place_of when it was trained; {} where no checkpoint tells
@@ -76,7 +77,8 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
         seed=settings["seed"],
     )
     trained_at = _trained_at(run_dir)
-    model = base_lib.open_base(str(run_dir)).config
+    how = settings["model"] if "model" in settings else settings["execution"]
+    model = dataclasses.replace(base_lib.open_base(str(run_dir)).config, lora=how.lora)
     if trained_at:  # "auto" is another type on another device
         model = dataclasses.replace(model, compute_dtype=trained_at["compute_dtype"])
     optimizer, rules = settings["optimizer"], settings["rules"]
@@ -85,8 +87,20 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
     mesh = mesh_for(settings["mesh"], data_set.train.config.batch_rows, model.hidden_size, devices)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)
     abstract = state_lib.abstract_state(model, transform, mesh, rules, ema=optimizer.ema_decay > 0)
+    record, frozen = adapters.read(run_dir), {}
+    if record is not None:
+        frozen = base_lib.recorded(record, run_dir).load(
+            state_lib.abstract_frozen(model, mesh, rules)
+        )
     step_function = state_lib.make_step(
-        model, optimizer, transform, mesh, rules, abstract, settings["loop_config"].microbatches
+        model,
+        optimizer,
+        transform,
+        mesh,
+        rules,
+        abstract,
+        settings["loop_config"].microbatches,
+        frozen,
     )
     return Past(
         run_dir=run_dir,
@@ -97,6 +111,7 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
         mesh=mesh,
         transform=transform,
         abstract=abstract,
+        frozen=frozen,
         step_function=step_function,
         checkpointer=checkpoint_lib.Checkpointer(run_dir, checkpoint_lib.CheckpointConfig()),
         trained_at=trained_at,
@@ -157,7 +172,7 @@ def state_at(past: Past, up_to: int) -> tuple[dict, int]:
             continue  # whoever trains there has just deleted it
         return state | {"step": _step_number(past, base)}, base
     state = state_lib.init_state(past.model, past.transform, past.abstract, past.settings["seed"])
-    if init := past.settings["init"]:
+    if (init := past.settings["init"]) and not past.frozen:
         base = base_lib.for_tokenizer(base_lib.open_base(init), past.tokenizer)
         params = base.load(past.abstract["params"])
         state = state_lib.adopt_params(state, params, past.transform)

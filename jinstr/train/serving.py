@@ -19,6 +19,7 @@ from jinstr.models import config as config_lib
 from jinstr.models import decoder
 from jinstr.text import templates as templates_lib
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import adapters
 from jinstr.train import checkpoint as checkpoint_lib
 
 
@@ -84,7 +85,8 @@ def load_run(
     """Read a trained model onto the first device.
 
     step: None takes the newest checkpoint that verifies. weights: "params", or "ema" when the run kept an average.
-    template: a name or .jinja path in place of the run's own. Only the weights are read, not the optimizer.
+    template: a name or .jinja path in place of the run's own. Only the weights are read, not the optimizer; adapters
+    are added to the base that they were trained on.
     Errors: StorageError when the directory holds no model or no sound checkpoint.
     """
     run_dir = pathlib.Path(run_dir)
@@ -110,7 +112,12 @@ def load_run(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             decoder.abstract_params(config),
         )
-        params = checkpointer.restore(chosen, {weights: abstract})[weights]
+        if adapters.read(run_dir) is None:
+            params = checkpointer.restore(chosen, {weights: abstract})[weights]
+        else:
+            from jinstr.train import base  # which needs this module
+
+            params = base.open_base(f"{run_dir}@{chosen}", weights).load(abstract)
     finally:
         checkpointer.close()
     return Run(config, params, tokenizer, chat_template, chosen)

@@ -11,8 +11,9 @@ import jax
 from jinstr import errors
 from jinstr.data import fingerprints
 from jinstr.models import config as config_lib
-from jinstr.models import decoder
+from jinstr.models import decoder, lora
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import adapters
 from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import state as state_lib
@@ -42,6 +43,12 @@ def model_for(
             "TOKENIZER is not set; give a .model or tokenizer.json (jinstr tokenizer), or INIT",
         )
     pieces = tokenizer_lib.load(tokenizer)
+    if given.lora.rank and (base is None or base_lib.for_tokenizer(base, pieces) is not base):
+        raise errors.ConfigError(
+            "JI-LORA-007",
+            f"LORA_RANK={given.lora.rank} needs INIT, with its own tokenizer: adapters stand on a trained model, and "
+            "new pieces would stay as they begin",
+        )
     if base is None:
         return config_lib.with_vocabulary(given, pieces.vocab_size), tokenizer, None
     base_lib.check_shape(given, base)
@@ -61,12 +68,13 @@ def restore_or_init(
 ) -> tuple[dict, int, dict[str, float]]:
     """(state, steps done, totals of the meter): from the newest sound checkpoint, from a base, or afresh.
 
+    Adapters always start afresh; their base comes from `frozen_base`.
     Errors: ConfigError when the data or the batches are not those that the checkpoint was trained on.
     """
     step = checkpointer.start_step()
     if not step:
         state = state_lib.init_state(model, transform, abstract, seed)
-        if base is not None:
+        if base is not None and not model.lora.rank:
             params = base.load(abstract["params"])
             state = state_lib.adopt_params(state, params, transform)
         return state, 0, {}
@@ -78,6 +86,21 @@ def restore_or_init(
     state["step"] = jax.device_put(jax.numpy.int32(step), place)
     print(f"jinstr: going on from step {step} in {checkpointer.folder}")
     return state, step, about["meter"]
+
+
+def frozen_base(
+    run_dir: pathlib.Path, model: config_lib.DecoderConfig, base: base_lib.Base | None, mesh, rules
+) -> tuple[dict, adapters.Record | None]:
+    """(base, what lora.json is to say of it) of a run of adapters; ({}, None) of one that trains everything.
+
+    Errors: ConfigError when the run was begun with other adapters or another base; StorageError when that is gone.
+    """
+    record = base_lib.record_of(base, model.lora, run_dir) if model.lora.rank else None
+    adapters.check_same(run_dir, record)
+    if record is None:
+        return {}, None
+    abstract = state_lib.abstract_frozen(model, mesh, rules)
+    return base_lib.recorded(record, run_dir).load(abstract), record
 
 
 def place_of(model: config_lib.DecoderConfig, mesh) -> dict:
@@ -96,8 +119,10 @@ def place_of(model: config_lib.DecoderConfig, mesh) -> dict:
 def describe(model: config_lib.DecoderConfig, mesh) -> dict:
     """Facts for the summary: size of the model and what it runs on."""
     device = jax.devices()[0]
+    adapted = {"trained_parameters": lora.count(model)} if model.lora.rank else {}
     return {
-        "parameters": decoder.count_params(model),
+        "parameters": decoder.count_params(lora.plain(model)),
+        **adapted,
         "machine": f"{len(jax.devices())} × {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
     }

@@ -1,6 +1,7 @@
 """Training state as a plain dict, and the pure step that advances it.
 
-state = {"params", "opt_state", "step" i32[], "rng" uint32 key data, and "ema" when asked for}.
+state = {"params", "opt_state", "step" i32[], "rng" uint32 key data, and "ema" when asked for}. Under LoRA, "params" are
+the adapters, and the base that they stand on is not part of the state: it goes beside it, as `frozen`.
 B batch rows, T places, A microbatches.
 """
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jinstr.losses import lm
 from jinstr.models import config as config_lib
-from jinstr.models import decoder
+from jinstr.models import decoder, lora
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.testing import faults
 from jinstr.train import optimizer as optimizer_lib
@@ -30,8 +31,8 @@ def abstract_state(
     ema: bool,
 ) -> dict:
     """State with ShapeDtypeStruct leaves that carry their sharding: the target of init and of restore."""
-    params = decoder.abstract_params(model)
-    shardings = decoder.param_shardings(model, mesh, rules)
+    params = lora.trained(model, decoder.abstract_params(model))
+    shardings = lora.trained(model, decoder.param_shardings(model, mesh, rules))
     whole = mesh_lib.replicated(mesh)
     opt_state = jax.eval_shape(transform.init, params)
 
@@ -67,6 +68,24 @@ def abstract_state(
     )
 
 
+def abstract_frozen(model: config_lib.DecoderConfig, mesh: Mesh, rules: mesh_lib.AxisRules) -> dict:
+    """The base under adapters, with shardings as in `abstract_state`; {} where everything is trained.
+
+    It is only read, and cast to the compute type then, so it is kept in the narrower type: no bit of a step changes.
+    """
+    if not model.lora.rank:
+        return {}
+    types = jnp.dtype(model.param_dtype), decoder.compute_dtype(model)
+    dtype = min(types, key=lambda dtype: dtype.itemsize)
+    _, shapes = lora.split(decoder.abstract_params(model))
+    _, shardings = lora.split(decoder.param_shardings(model, mesh, rules))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+
+
 def shardings_of(abstract: dict) -> dict:
     """The sharding of every leaf of an abstract state."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -82,7 +101,7 @@ def init_state(
 
     def make():
         init_key, run_key = jax.random.split(jax.random.key(seed))
-        params = decoder.init_params(model, init_key)
+        params = lora.trained(model, decoder.init_params(model, init_key))
         state = {
             "params": params,
             "opt_state": transform.init(params),
@@ -209,25 +228,29 @@ def make_step(
     rules: mesh_lib.AxisRules,
     abstract: dict,
     microbatches: int = 1,
+    frozen: dict | None = None,
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
     """Jitted (state, batch) → (state, metrics); the state is donated.
 
     The gradient is that of sum(weight · nll) / sum(weight) over the whole global batch: with `microbatches` > 1 the
     sums are accumulated first and divided once, so uneven numbers of trained tokens do not matter. A step whose loss or
-    gradient norm is not finite changes nothing but `step`.
+    gradient norm is not finite changes nothing but `step`. frozen: under LoRA, the base (see `abstract_frozen`).
     metrics: loss, grad_norm, weight (sum of weights), tokens (non-padding places), square (sum of segment len²).
     """
-    gradient = jax.value_and_grad(
-        lambda params, batch: nll_sum(model, params, batch, rules, optimizer.z_loss), has_aux=True
-    )
+    frozen = frozen or {}
 
-    def accumulate(params, batch):
+    def loss_of(params, batch, frozen):
+        return nll_sum(model, lora.join(params, frozen), batch, rules, optimizer.z_loss)
+
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+    def accumulate(params, batch, frozen):
         if microbatches == 1:
-            (_, nll), grads = gradient(params, batch)
+            (_, nll), grads = gradient(params, batch, frozen)
             return nll, grads
 
         def add(sums, part):
-            (_, nll), grads = gradient(params, part)
+            (_, nll), grads = gradient(params, part, frozen)
             return jax.tree.map(jnp.add, sums, (nll, grads)), None
 
         # Row r goes to microbatch r mod A, so that every device keeps its own rows.
@@ -239,10 +262,10 @@ def make_step(
 
     advance = functools.partial(_advance, transform, optimizer.ema_decay)
 
-    def step(state, batch):
+    def step(state, batch, frozen):
         if jax.config.jax_disable_jit:  # JINSTR_DEBUG: here values are numbers, not tracers
-            nll_sum(model, state["params"], batch, rules, optimizer.z_loss)
-        nll, grads = accumulate(state["params"], batch)
+            loss_of(state["params"], batch, frozen)
+        nll, grads = accumulate(state["params"], batch, frozen)
         weight = jnp.maximum(batch["loss_weights"].sum(), 1e-8)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         nll, grads = _with_faults(state["step"] + 1, nll, grads)
@@ -262,13 +285,15 @@ def make_step(
 
     place = shardings_of(abstract)
     whole = mesh_lib.replicated(mesh)
-    return jax.jit(
+    jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(place, mesh_lib.batch_sharding(mesh, rules)),
+        in_shardings=(place, mesh_lib.batch_sharding(mesh, rules), shardings_of(frozen)),
         out_shardings=(place, whole),
         compiler_options=compiler_options(),
     )
+    # An argument and not a constant of the program: that would be a second copy of it.
+    return lambda state, batch: jitted(state, batch, frozen)
 
 
 def place_batch(batch: dict, mesh: Mesh, rules: mesh_lib.AxisRules) -> dict:
