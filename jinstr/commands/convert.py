@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,11 +11,11 @@ import shutil
 import jax
 
 from jinstr import errors
-from jinstr.models import decoder, hf_config, hf_read, hf_write
+from jinstr.models import decoder, hf_config, hf_read, hf_write, peft_format
 from jinstr.text import publish, templates
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import adapters, card
 from jinstr.train import base as base_lib
-from jinstr.train import card
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -26,13 +27,15 @@ def convert(
     dtype: str,
     weights: str,
     template: str,
+    adapter: bool,
     shard_gigabytes: float,
     max_new_tokens: int,
 ) -> dict:
     """Write safetensors, config.json, generation_config.json, tokenizer files and README.md (the model card) to `out`.
 
     model: RUN_DIR[@step], hf:FOLDER or hf:org/name[@revision]. dtype: of the weights. template: in place of the
-    model's own. Nothing stands under `out` until all of it is written. Returns what was written.
+    model's own. adapter: write only what a run with LORA_RANK trained, for PEFT. Nothing stands under `out` until all
+    of it is written. Returns what was written.
     Errors: ConfigError for a model that no Hugging Face architecture expresses; StorageError where `out` is in use.
     """
     if dtype not in DTYPES:
@@ -41,6 +44,8 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise errors.StorageError("JI-CONVERT-002", f"OUT={out} is there already and not empty")
     base = base_lib.open_base(model, weights)
+    if adapter:
+        return export_adapter(base, target, dtype, weights)
     tokenizer = tokenizer_lib.load(base.tokenizer_path)
     name = template or base.template
     stop_ids = templates.load(name, tokenizer).stop_ids if name else (tokenizer.eos_id,)
@@ -77,6 +82,31 @@ def convert(
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"jinstr: {target}: {len(files)} files, {size / 1e6:,.1f} MB\n  " + "\n  ".join(files))
     return {"out": str(target), "files": files, "bytes": size}
+
+
+def export_adapter(base: base_lib.Base, target: pathlib.Path, dtype: str, weights: str) -> dict:
+    """adapter_model.safetensors and adapter_config.json of a run that trained adapters.
+
+    Errors: ConfigError for a run that trained everything.
+    """
+    record = adapters.read(base.folder) if base.is_run else None
+    if record is None:
+        raise errors.ConfigError(
+            "JI-CONVERT-003",
+            f"ADAPTER=True, but {base.init} trained no adapters (LORA_RANK); leave ADAPTER out",
+        )
+    model = dataclasses.replace(base.config, lora=record.lora)
+    found = adapters.load(base.folder, base.step, weights, model)
+    unfinished = target.with_name(target.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    name = record.init.removeprefix("hf:")
+    peft_format.write_adapter(unfinished, record.lora, found, model, name, dtype)
+    if target.exists():
+        target.rmdir()
+    os.replace(unfinished, target)
+    files = sorted(path.name for path in target.iterdir())
+    print(f"jinstr: {target}: {', '.join(files)}, for the base {name}")
+    return {"out": str(target), "files": files}
 
 
 def special_ids(tokenizer, stop_ids: tuple[int, ...]) -> dict[str, int | None]:

@@ -83,12 +83,8 @@ def pretrain(
     step_function = state_lib.make_step(
         model, optimizer, transform, devices, rules, abstract, loop_config.microbatches, frozen
     )
-    writer = metrics_lib.MetricsWriter(
-        run_dir,
-        tensorboard=loop_config.tensorboard,
-        wandb=loop_config.wandb,
-        start_step=start_step,
-    )
+    outputs = {"tensorboard": loop_config.tensorboard, "wandb": loop_config.wandb}
+    writer = metrics_lib.MetricsWriter(run_dir, **outputs, start_step=start_step)
     meter = flops.Meter(model, before)
     evaluator = state_lib.make_evaluator(model, devices, rules)
     answers = evaluation.Answers(lora.plain(model), text_tokenizer, None, evaluation_config)

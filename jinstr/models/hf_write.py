@@ -35,7 +35,7 @@ def save(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     described = hf_config.to_hf(config, torch_dtype=dtype, **values)
-    writer = _Writer(folder, shard_bytes)
+    writer = Writer(folder, shard_bytes)
     groups: dict[str, list] = {}  # GPT-NeoX's three kernels of one tensor
     for path, place in hf_layout.places(config).items():
         groups.setdefault(place.name, []).append((hf_layout.leaf_of(params, path), place))
@@ -63,7 +63,7 @@ def _joined(config, parts: list, layer: int, kind: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(np.stack(heads, 1).reshape(-1, *found[0].shape[1:]))
 
 
-class _Writer:
+class Writer:
     """Tensors into files of bounded size, and the index of them."""
 
     def __init__(self, folder: pathlib.Path, shard_bytes: int):

@@ -88,6 +88,29 @@ def told_of(record: Record | None) -> str:
     )
 
 
+def load(run_dir: pathlib.Path, step: int, weights: str, config: config_lib.DecoderConfig) -> dict:
+    """The adapters of a run's checkpoint (0 = the newest) on the first device.
+
+    Errors: those of Checkpointer.restore.
+    """
+    checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint_lib.CheckpointConfig())
+    try:
+        if not (chosen := step or checkpointer.latest_verified()):
+            raise errors.StorageError("JI-INIT-001", f"{run_dir}: no checkpoint that verifies")
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return checkpointer.restore(chosen, {weights: _wanted(config, place)})[weights]
+    finally:
+        checkpointer.close()
+
+
+def _wanted(config: config_lib.DecoderConfig, place) -> dict:
+    """The abstract adapters of a model."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lora.trained(config, decoder.abstract_params(config)),
+    )
+
+
 def restore(
     checkpointer: checkpoint_lib.Checkpointer,
     step: int,
@@ -102,10 +125,6 @@ def restore(
     place = jax.tree.leaves(base)[0].sharding
     if isinstance(place, NamedSharding):  # adapters are small: whole on every device
         place = NamedSharding(place.mesh, PartitionSpec())
-    wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        lora.trained(config, decoder.abstract_params(config)),
-    )
-    found = checkpointer.restore(step, {weights: wanted})[weights]
+    found = checkpointer.restore(step, {weights: _wanted(config, place)})[weights]
     merged = lora.merge(config, lora.join(found, base))
     return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), merged, base)

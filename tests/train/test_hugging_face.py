@@ -35,7 +35,7 @@ def jinstr(folder, *words):
 
 def export(model, out, **settings):
     settings = dict(
-        dtype="float32", weights="params", template="", shard_gigabytes=1.0, max_new_tokens=64
+        dtype="float32", weights="params", template="", adapter=False, shard_gigabytes=1.0, max_new_tokens=64
     ) | settings  # fmt: skip
     return convert_lib.convert(model=str(model), out=str(out), **settings)
 
