@@ -44,7 +44,9 @@ def vocabulary(path: str):
 
         def _decode_tf(self, ids):
             def decode(rows):
-                texts = [tokenizer.decode(row.tolist()) for row in rows.reshape(-1, rows.shape[-1])]
+                # seqio has put 0, which may be any token here, after the end of text.
+                lists = [[*row.tolist(), self.eos_id] for row in rows.reshape(-1, rows.shape[-1])]
+                texts = [tokenizer.decode(ids[: ids.index(self.eos_id)]) for ids in lists]
                 return tf.reshape(tf.constant(texts), rows.shape[:-1]).numpy()
 
             found = tf.numpy_function(decode, [ids], tf.string, stateful=False)
