@@ -88,8 +88,9 @@ def pretrain(
     meter = flops.Meter(model, before)
     evaluator = state_lib.make_evaluator(model, devices, rules)
     answers = evaluation.Answers(lora.plain(model), text_tokenizer, None, evaluation_config)
+    begin = [text_tokenizer.bos_id] if text_tokenizer.bos_id >= 0 else []
     prompts = [
-        [text_tokenizer.bos_id, *text_tokenizer.encode(text)]
+        [*begin, *text_tokenizer.encode(text)]
         for text in evaluation_config.sample_prompts[: evaluation_config.samples]
     ]
     rate = optimizer_lib.make_schedule(optimizer, num_steps, optimizer.learning_rate)

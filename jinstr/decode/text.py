@@ -126,7 +126,8 @@ class TextSampler:
             return render.render_prompt(messages, self.template, self.tokenizer)
         question = messages[-2:] if messages[-1]["role"] == "input" else messages[-1:]
         text = "\n\n".join(turn["content"] for turn in question)
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        begin = [self.tokenizer.bos_id] if self.tokenizer.bos_id >= 0 else []
+        return [*begin, *self.tokenizer.encode(text)]
 
     def _assembler(self) -> Assembler:
         return Assembler(self.tokenizer.stream(), self.stop_strings, self._texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Set
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from jinstr import errors
 NAMED = ("tokenizer_config.json", "special_tokens_map.json")  # hold names of tokens
 NUMBERED = ("generation_config.json", "config.json")  # hold ids
 PADS = ("<pad>", "<PAD>", "<PAD|LLM-jp>", "[PAD]", "<|pad|>", "<|padding|>")
+
+_SPARE = re.compile("pad|reserved|unused")
+_ENDS = re.compile("end|eot|eos|</|sep", re.IGNORECASE)
 
 
 class Special(NamedTuple):
@@ -44,10 +48,13 @@ class Special(NamedTuple):
             )
         bos = -1 if "bos_token" in names and names["bos_token"] is None else find("bos")
         bos = bos if bos in known else -1
-        first = [find("pad"), *(vocabulary.get(piece, -1) for piece in PADS), unk]
-        rest = [*sorted(set(controls) - {bos, eos}), bos, *sorted(known)[:2]]
-        pad = next(id for id in [*first, *rest] if id in known and id != eos)
-        return bos, eos, pad
+        others = sorted((id, piece) for piece, id in vocabulary.items() if id in controls)
+        spare = [id for id, piece in others if _SPARE.search(piece.lower())]
+        named = [find("pad"), *(vocabulary.get(piece, -1) for piece in PADS), *spare, unk]
+        # Last those that a chat template may end a turn with: padding must differ from them too.
+        rest = sorted(others, key=lambda token: (token[0] == bos, bool(_ENDS.search(token[1]))))
+        order = [*named, *(id for id, _ in rest), *sorted(known)[:2]]
+        return bos, eos, next(id for id in order if id in known and id != eos)
 
 
 def _read(path: pathlib.Path) -> dict:

@@ -70,9 +70,9 @@ def _without_prefix(value):
 class HfTokenizer:
     """A tokenizer.json and the special tokens named in the files beside it. See `load`.
 
-    pad_id: the token that the files name; else one called <pad> or the like, else the unknown token, else any control
-    token, always another than the end of text. Padding has segment id 0 and is masked by that, so the token itself
-    means nothing; many Llama, Qwen and NeoX checkpoints name none, or the end of text.
+    pad_id: the token that the files name; else one called <pad> or the like, else one that is kept in reserve, else the
+    unknown token, else any control token; always another than the end of text. Padding has segment id 0 and is masked
+    by that, so the token itself means nothing; many Llama, Qwen and NeoX checkpoints name none, or the end of text.
     unk_id, bos_id: -1 when there is none.
     """
 

@@ -220,6 +220,14 @@ def _poisoned(state: dict) -> dict:
     return state | {"params": params}
 
 
+def _sizes(batch: dict) -> dict:
+    """tokens (non-padding places) and square (sum over segments of their length squared) of a batch, f32."""
+    real = batch["segment_ids"] > 0
+    # The sum over a segment of (2·position + 1) is its length squared.
+    square = jnp.sum(jnp.where(real, 2 * batch["positions"] + 1, 0).astype(jnp.float32))
+    return {"tokens": real.sum().astype(jnp.float32), "square": square}
+
+
 def make_step(
     model: config_lib.DecoderConfig,
     optimizer: optimizer_lib.OptimizerConfig,
@@ -272,16 +280,7 @@ def make_step(
         loss, grad_norm = nll / weight, optax.tree.norm(grads)
         new = advance_if_finite(advance, loss, grad_norm, state, grads)
         new = _poisoned(new | {"step": state["step"] + 1})
-        real = batch["segment_ids"] > 0
-        metrics = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "weight": weight,
-            "tokens": real.sum().astype(jnp.float32),
-            # The sum over a segment of (2·position + 1) is its length squared.
-            "square": jnp.sum(jnp.where(real, 2 * batch["positions"] + 1, 0).astype(jnp.float32)),
-        }
-        return new, metrics
+        return new, {"loss": loss, "grad_norm": grad_norm, "weight": weight} | _sizes(batch)
 
     place = shardings_of(abstract)
     whole = mesh_lib.replicated(mesh)

@@ -8,7 +8,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jinstr import errors
 from jinstr.samples import build
-from jinstr.text import render, templates, train_tokenizer
+from jinstr.text import hf_special, render, templates, train_tokenizer
 from jinstr.text import tokenizer as tokenizer_lib
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
@@ -193,6 +193,30 @@ def test_padding_of_a_model_that_names_none(tmp_path):
     tokenizer = tokenizer_lib.load(saved(tmp_path, converted(True), LLAMA))
     assert tokenizer.pad_id == tokenizer.unk_id == 0 != tokenizer.eos_id
     assert not tokenizer.is_control(tokenizer.unk_id)
+
+
+@pytest.mark.parametrize(
+    "others, wanted",
+    [
+        (["<|im_start|>", "<|im_end|>", "<|fim_pad|>"], "<|fim_pad|>"),  # Qwen
+        (["<|start_header_id|>", "<|reserved_special_token_0|>"], "<|reserved_special_token_0|>"),
+        (["<|im_end|>", "<|im_start|>"], "<|im_start|>"),  # a turn may end with the other
+        ([], "<|begin|>"),
+    ],
+)
+def test_a_pad_that_is_the_end_of_text_is_not_taken(others, wanted):
+    names = ["<|endoftext|>", "<|begin|>", *others, "x"]
+    special = hf_special.Special(
+        (
+            ("bos_token", "<|begin|>"),
+            ("eos_token", "<|endoftext|>"),
+            ("pad_token", "<|endoftext|>"),
+        ),
+        (),
+    )
+    vocabulary = {name: id for id, name in enumerate(names)}
+    bos, eos, pad = special.ids(vocabulary, set(range(len(names) - 1)), -1, "x.json")
+    assert (bos, eos, names[pad]) == (1, 0, wanted)
 
 
 def test_ids_stay_where_added_tokens_follow_the_vocabulary(tmp_path):

@@ -238,6 +238,29 @@ def test_a_changed_template_is_not_taken_for_the_built_in(tokenizer):
     assert chat_templates.name_of(text.replace("assistant", "robot"), tokenizer) == ""
 
 
+def test_the_template_of_a_folder(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert templates.of_folder(tmp_path) == ""
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    text += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    config = tmp_path / "tokenizer_config.json"
+    for value in (text, [{"name": "rag", "template": "x"}, {"name": "default", "template": text}]):
+        config.write_text(json.dumps({"chat_template": value}), "utf-8")
+        path = templates.of_folder(tmp_path)
+        assert path.startswith(str(tmp_path / "home")) and templates.read(path) == text
+    messages = conversations("chatml")[0]
+    found = render.render(messages, templates.load(path, tokenizer), tokenizer)
+    wanted = render.render(messages, templates.load("chatml", tokenizer), tokenizer)
+    assert found == wanted
+    config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "x"}]}), "utf-8")
+    assert templates.of_folder(tmp_path) == ""
+    config.write_text("{", "utf-8")
+    with pytest.raises(errors.ConfigError, match="tokenizer_config.json"):
+        templates.of_folder(tmp_path)
+
+
 def test_a_hugging_face_tokenizer_keeps_its_files(tokenizer, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     names = publish.write_tokenizer_files(first, tokenizer, "chatml")
