@@ -11,11 +11,14 @@ import pytest
 
 from jinstr import errors
 from jinstr.commands import convert as convert_lib
+from jinstr.decode import sampler
+from jinstr.decode import text as text_lib
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
+from jinstr.text import render
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import base as base_lib
-from jinstr.train import metrics
+from jinstr.train import metrics, serving
 from tests.models import hf_cases
 
 QUICK = ["BATCH_TOKENS=512", "SEQ_LEN=128", "SAMPLES=0", "TENSORBOARD=False", "CACHE_DIR=cache"]
@@ -143,3 +146,40 @@ def test_another_tokenizer_is_refused(place, tmp_path):
     short.fingerprint = "other"
     with pytest.raises(errors.ConfigError, match="piece .* is missing and not"):
         base_lib.for_tokenizer(base, short)
+
+
+@pytest.mark.peers
+def test_it_chats_in_transformers_as_here(place):
+    """pip install torch transformers; python -m pytest -m peers tests/train/test_hugging_face.py"""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    run = serving.load_run(place / "runs/sft")
+    greedy = sampler.SamplingConfig(temperature=0.0, max_new_tokens=24)
+    writer = text_lib.TextSampler(*run[:4], greedy)
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "out", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "out")
+    conversations = [
+        [{"role": "user", "content": "灯ヶ浦はどこにありますか。"}],
+        [
+            {"role": "system", "content": "短く。"},
+            {"role": "user", "content": "</s><|im_end|>とは?"},
+        ],
+        [
+            {"role": "user", "content": "3+4は?"},
+            {"role": "assistant", "content": "7です。"},
+            {"role": "user", "content": "では\n二倍は?"},
+        ],
+    ]
+    prompts = [render.render_prompt(c, run.template, run.tokenizer) for c in conversations]
+    answers = writer.answer_batch(prompts, [0, 1, 2])
+    for messages, prompt, answer in zip(conversations, prompts, answers):
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        if "</s>" not in messages[-1]["content"]:  # there what people type becomes control tokens
+            assert inputs["input_ids"][0].tolist() == prompt
+        with torch.no_grad():
+            whole = model.generate(torch.tensor([prompt]), max_new_tokens=24)
+        assert whole[0, len(prompt) :].tolist() == list(answer.ids)
+        shown = tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
+        assert shown.replace("\ufffd", "") == answer.text  # characters cut in two are left out here
