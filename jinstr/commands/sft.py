@@ -49,7 +49,7 @@ def sft(
     startup.use_compile_cache()
     run_dir = pathlib.Path(run_dir)
     base = base_lib.open_base(init)
-    model = config_lib.executed(base.config, execution)
+    model = startup.with_adapters(config_lib.executed(base.config, execution))
     tokenizer_path = base.tokenizer_path
     tokenizer = tokenizer_lib.load(tokenizer_path)
     template = template or base.template or "chatml"

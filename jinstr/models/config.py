@@ -23,11 +23,17 @@ class LoraConfig:
         PROJECTIONS
     )  # projections that get adapters; gate only where there is one
     rslora: bool = False  # scale = alpha / sqrt(rank) (arXiv 2312.03732)
+    start: str = ""  # folder of a PEFT adapter to begin as; its rank, alpha and targets hold
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha < 0:
             raise errors.ConfigError(
                 "JI-LORA-001", f"rank={self.rank}, alpha={self.alpha:g}; neither may be below 0"
+            )
+        unused = self.alpha or self.rslora or self.targets != ",".join(PROJECTIONS)
+        if unused and not (self.rank or self.start):
+            raise errors.ConfigError(
+                "JI-LORA-001", f"{self}: without a rank there are no adapters; set LORA_RANK"
             )
         for name in self.names:
             if name not in PROJECTIONS:

@@ -38,7 +38,7 @@ def _model(settings: dict) -> config_lib.DecoderConfig | None:
             base = base_lib.open_base(settings["init"])
         except errors.StorageError:
             return None
-        return config_lib.executed(base.config, settings["execution"])
+        return startup.with_adapters(config_lib.executed(base.config, settings["execution"]))
     model, tokenizer, init = settings["model"], settings["tokenizer"], settings["init"]
     if init or pathlib.Path(tokenizer).exists():
         try:

@@ -78,7 +78,8 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
     )
     trained_at = _trained_at(run_dir)
     how = settings["model"] if "model" in settings else settings["execution"]
-    model = dataclasses.replace(base_lib.open_base(str(run_dir)).config, lora=how.lora)
+    own = base_lib.open_base(str(run_dir)).config
+    model = startup.with_adapters(dataclasses.replace(own, lora=how.lora))
     if trained_at:  # "auto" is another type on another device
         model = dataclasses.replace(model, compute_dtype=trained_at["compute_dtype"])
     optimizer, rules = settings["optimizer"], settings["rules"]
@@ -171,12 +172,11 @@ def state_at(past: Past, up_to: int) -> tuple[dict, int]:
                 raise
             continue  # whoever trains there has just deleted it
         return state | {"step": _step_number(past, base)}, base
-    state = state_lib.init_state(past.model, past.transform, past.abstract, past.settings["seed"])
+    origin = None
     if (init := past.settings["init"]) and not past.frozen:
-        base = base_lib.for_tokenizer(base_lib.open_base(init), past.tokenizer)
-        params = base.load(past.abstract["params"])
-        state = state_lib.adopt_params(state, params, past.transform)
-    return state, 0
+        origin = base_lib.for_tokenizer(base_lib.open_base(init), past.tokenizer)
+    seed = past.settings["seed"]
+    return startup.first_state(past.model, past.transform, past.abstract, seed, origin), 0
 
 
 def _step_number(past: Past, step: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import platform
@@ -11,7 +12,7 @@ import jax
 from jinstr import errors
 from jinstr.data import fingerprints
 from jinstr.models import config as config_lib
-from jinstr.models import decoder, lora
+from jinstr.models import decoder, lora, peft_format
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import adapters
 from jinstr.train import base as base_lib
@@ -43,17 +44,51 @@ def model_for(
             "TOKENIZER is not set; give a .model or tokenizer.json (jinstr tokenizer), or INIT",
         )
     pieces = tokenizer_lib.load(tokenizer)
-    if given.lora.rank and (base is None or base_lib.for_tokenizer(base, pieces) is not base):
+    adapted = given.lora.rank or given.lora.start
+    if adapted and (base is None or base_lib.for_tokenizer(base, pieces) is not base):
         raise errors.ConfigError(
             "JI-LORA-007",
-            f"LORA_RANK={given.lora.rank} needs INIT, with its own tokenizer: adapters stand on a trained model, and "
+            "adapters (LORA_RANK, LORA_INIT) need INIT, with its own tokenizer: they stand on a trained model, and "
             "new pieces would stay as they begin",
         )
     if base is None:
         return config_lib.with_vocabulary(given, pieces.vocab_size), tokenizer, None
     base_lib.check_shape(given, base)
     base = base_lib.for_tokenizer(base, pieces)
-    return config_lib.executed(base.config, given), tokenizer, base
+    return with_adapters(config_lib.executed(base.config, given)), tokenizer, base
+
+
+def with_adapters(model: config_lib.DecoderConfig) -> config_lib.DecoderConfig:
+    """The model with rank, alpha and targets of the PEFT adapter that its adapters begin as, where one is named.
+
+    Errors: ConfigError when they were given too; those of peft_format.read_adapter.
+    """
+    if not (start := model.lora.start):
+        return model
+    if model.lora != config_lib.LoraConfig(start=start):
+        raise errors.ConfigError(
+            "JI-LORA-008",
+            f"rank, alpha and targets come from LORA_INIT={start}; leave LORA_RANK, LORA_ALPHA and LORA_TARGETS out",
+        )
+    found, _ = peft_format.read_adapter(start, model)
+    return dataclasses.replace(model, lora=dataclasses.replace(found, start=start))
+
+
+def first_state(
+    model: config_lib.DecoderConfig,
+    transform,
+    abstract: dict,
+    seed: int,
+    base: base_lib.Base | None,
+) -> dict:
+    """The state before the first step: fresh, with the parameters of a base, or with fresh or read adapters."""
+    state = state_lib.init_state(model, transform, abstract, seed)
+    if model.lora.start:
+        _, found = peft_format.read_adapter(model.lora.start, model)
+        return state_lib.adopt_params(state, found, transform)
+    if base is None or model.lora.rank:
+        return state
+    return state_lib.adopt_params(state, base.load(abstract["params"]), transform)
 
 
 def restore_or_init(
@@ -68,16 +103,12 @@ def restore_or_init(
 ) -> tuple[dict, int, dict[str, float]]:
     """(state, steps done, totals of the meter): from the newest sound checkpoint, from a base, or afresh.
 
-    Adapters always start afresh; their base comes from `frozen_base`.
+    The base of adapters comes from `frozen_base`.
     Errors: ConfigError when the data or the batches are not those that the checkpoint was trained on.
     """
     step = checkpointer.start_step()
     if not step:
-        state = state_lib.init_state(model, transform, abstract, seed)
-        if base is not None and not model.lora.rank:
-            params = base.load(abstract["params"])
-            state = state_lib.adopt_params(state, params, transform)
-        return state, 0, {}
+        return first_state(model, transform, abstract, seed, base), 0, {}
     about = checkpointer.read_run_json(step)
     fingerprints.check(about["data"], data_identity, f"{checkpointer.folder}: step {step}")
     wanted = {name: abstract[name] for name in abstract if name != "step"}

@@ -186,7 +186,12 @@ def test_a_head_that_stands_still_gets_no_gradient():
 
 
 def test_what_is_refused():
-    for values in (dict(rank=-1), dict(rank=2, alpha=-1.0), dict(targets="query,q_proj")):
+    for values in (
+        dict(rank=-1),
+        dict(rank=2, alpha=-1.0),
+        dict(rank=2, targets="query,q_proj"),
+        dict(alpha=8.0),
+    ):
         with pytest.raises(errors.ConfigError, match="JI-LORA-001"):
             config_lib.LoraConfig(**values)
     lonely = dataclasses.replace(
