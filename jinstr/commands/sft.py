@@ -110,10 +110,7 @@ def sft(
             if loader.is_chat and evaluation_config.samples:
                 prompts = evaluation.chat_prompts(loader, evaluation_config.samples)
                 written = answers.write(params, prompts)
-                found["ended"] = sum(a.finish != "length" for a in written) / len(written)
-                for prompt, answer in zip(prompts, written):
-                    text = tokenizer.decode(prompt)
-                    writer.write_sample(step, text, answer.text, answer.finish != "length", name)
+                found["ended"] = write_samples(writer, step, name, tokenizer, prompts, written)
             results |= {f"eval/{name}/{key}": value for key, value in found.items()}
         for task in tasks:
             if task.chooses:
@@ -170,3 +167,11 @@ def sft(
         data=dataset_lib.table(data_set),
         previous=[base.folder] if base.is_run else [],
     )
+
+
+def write_samples(writer, step: int, name: str, tokenizer, prompts, answers) -> float:
+    """Put answers to held-out prompts into samples.jsonl; the share of them that ended by themselves."""
+    ended = [answer.finish != "length" for answer in answers]
+    for prompt, answer, has_ended in zip(prompts, answers, ended):
+        writer.write_sample(step, tokenizer.decode(prompt), answer.text, has_ended, name)
+    return sum(ended) / len(ended)

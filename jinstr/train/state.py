@@ -228,6 +228,22 @@ def _sizes(batch: dict) -> dict:
     return {"tokens": real.sum().astype(jnp.float32), "square": square}
 
 
+def _accumulate(gradient: Callable, microbatches: int, params: dict, batch: dict, frozen: dict):
+    """(nll, gradients) summed over a batch, computed in `microbatches` parts."""
+    if microbatches == 1:
+        (_, nll), grads = gradient(params, batch, frozen)
+        return nll, grads
+
+    def add(sums, part):
+        (_, nll), grads = gradient(params, part, frozen)
+        return jax.tree.map(jnp.add, sums, (nll, grads)), None
+
+    # Row r goes to microbatch r mod A, so that every device keeps its own rows.
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zero, parts)[0]
+
+
 def make_step(
     model: config_lib.DecoderConfig,
     optimizer: optimizer_lib.OptimizerConfig,
@@ -251,23 +267,7 @@ def make_step(
         return nll_sum(model, lora.join(params, frozen), batch, rules, optimizer.z_loss)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
-
-    def accumulate(params, batch, frozen):
-        if microbatches == 1:
-            (_, nll), grads = gradient(params, batch, frozen)
-            return nll, grads
-
-        def add(sums, part):
-            (_, nll), grads = gradient(params, part, frozen)
-            return jax.tree.map(jnp.add, sums, (nll, grads)), None
-
-        # Row r goes to microbatch r mod A, so that every device keeps its own rows.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        return jax.lax.scan(add, zero, parts)[0]
-
+    accumulate = functools.partial(_accumulate, gradient, microbatches)
     advance = functools.partial(_advance, transform, optimizer.ema_decay)
 
     def step(state, batch, frozen):

@@ -99,6 +99,8 @@ def train(place, command, scan, run_dir, how="lives", seed=0):
     else:
         words += [f"INIT={place}/base", f"DATA={place}/instructions.jsonl", "SAMPLES=0"]
         words += [f"SCAN_LAYERS={scan}"]
+    if command == "lora":
+        command, words = "sft", [*words, "LORA_RANK=4", "LEARNING_RATE=1e-2"]
     digests, text = start(place, how, command, *words)
     return digests, text, place / run_dir
 
@@ -116,7 +118,7 @@ def losses(folder):
 
 
 def check(place, command, scan):
-    if command == "sft" and not (place / "base").exists():
+    if command != "pretrain" and not (place / "base").exists():
         train(place, "pretrain", True, "base")
     name = f"{command}-{scan}"
     whole, _, undisturbed = train(place, command, scan, f"{name}-whole")
@@ -162,6 +164,8 @@ def test_a_second_process_is_refused(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command, scan", [("pretrain", False), ("sft", True), ("sft", False)])
+@pytest.mark.parametrize(
+    "command, scan", [("pretrain", False), ("sft", True), ("sft", False), ("lora", True)]
+)
 def test_every_kind_of_run_goes_on_bit_for_bit(place, command, scan):
     check(place, command, scan)
