@@ -67,6 +67,22 @@ def _without_prefix(value):
     return value
 
 
+def _prefix_rule(steps) -> str:
+    """Where a space is put before text: "first" in a document only, "always" (after every control token too), or "bos"
+    (first, and after the begin-of-text token: files that jinstr wrote, whose chat templates write that space).
+    """
+    rules = set()
+    for node in _nodes(list(steps)):
+        if node.get("type") == "Prepend":
+            rules.add("always")
+        elif node.get("type") == "ByteLevel" and node.get("add_prefix_space"):
+            rules.add("always")
+        elif node.get("type") == "Metaspace":
+            scheme = node.get("prepend_scheme", "always")
+            rules.add("bos" if scheme == "first" and node.get("replacement") == " " else scheme)
+    return next((rule for rule in ("always", "bos", "first") if rule in rules), "first")
+
+
 class HfTokenizer:
     """A tokenizer.json and the special tokens named in the files beside it. See `load`.
 
@@ -84,6 +100,7 @@ class HfTokenizer:
         steps = facts.get("decoder"), facts.get("pre_tokenizer"), facts.get("normalizer")
         self._is_byte_level = "ByteLevel" in set().union(*map(_types, steps))
         added = {token["id"]: token for token in facts.get("added_tokens") or ()}
+        self._prefix = _prefix_rule(steps[1:])
         self._controls = self._find_controls(model, added)
         self._begin, self._middle = self._compiled(facts)
         vocabulary = self._begin.get_vocab(with_added_tokens=True)
@@ -191,6 +208,15 @@ class HfTokenizer:
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of a text that stands in mid-document."""
         return self._encode(text, self._middle)
+
+    def begins_after(self, control: int) -> bool:
+        """Whether text after this control token is encoded as at the start of a document.
+
+        The file's own rule, so that conversations get the ids that transformers gives them.
+        """
+        if self._prefix == "bos":
+            return control == self.bos_id
+        return self._prefix == "always"
 
     def _encode(self, text: str, by: tokenizers.Tokenizer) -> list[int]:
         start = next((n for n, c in enumerate(text) if 0xD800 <= ord(c) < 0xE000), -1)

@@ -63,14 +63,12 @@ def _encode(parts: Sequence[templates.Part], tokenizer) -> Rendered:
     tokens: list[int] = []
     mask: list[bool] = []
     straddles = 0
-    begins = (
-        True  # at the start of a document: the first stretch, and one after a begin-of-text token
-    )
+    begins = True  # as at the start of a document, where some models put a space first
     before = None  # (text, encoder, ids) of the part before, when it is text
     for part in merged(parts):
         if part.control >= 0:
             ids, before = [part.control], None
-            begins = part.control == tokenizer.bos_id
+            begins = tokenizer.begins_after(part.control)
         else:
             encode = tokenizer.encode if begins else tokenizer.encode_continuation
             ids = encode(part.text)

@@ -111,6 +111,10 @@ class Tokenizer:
         """Ids of a text that stands in mid-document."""
         return self._encode(text, self._raw_continuation)
 
+    def begins_after(self, control: int) -> bool:
+        """Whether text after this control token is encoded as at the start of a document."""
+        return control == self.bos_id
+
     def _encode(self, text: str, begin) -> list[int]:
         text = normalise_lib.normalise(text, self.profile)
         try:

@@ -34,13 +34,17 @@ def texts():
     yield from build.passages()
 
 
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
 def byte_level(prefix=False):
     """As Llama 3 and Qwen files are: a pattern, bytes, special tokens, and added ones that are not called special."""
     made = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(
-        tokenizers.Regex(r"\p{N}{1,3}|\s*[\r\n]+|[^\r\n\p{N}]+"), "isolated"
-    )
-    level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
+    split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=prefix)
     made.pre_tokenizer = level if prefix else pre_tokenizers.Sequence([split, level])
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -94,14 +98,17 @@ def converted(prefix, kind="BPE"):
     return made
 
 
-def metaspace():
+def metaspace(scheme):
     made = converted(False)
     made.normalizer = None
-    made.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", "first", split=False)
+    made.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", scheme, split=False)
     return made
 
 
-CHAT = {"bos_token": None, "eos_token": {"content": "<|im_end|>"}, "pad_token": "<|im_end|>"}
+# As published files write a token in full.
+FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+END = {"__type": "AddedToken", "content": "<|im_end|>", "special": True, **FLAGS}
+CHAT = {"bos_token": None, "eos_token": END, "pad_token": "<|im_end|>"}
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>"}
 KINDS = {
     "byte-level": (byte_level, CHAT),
@@ -109,7 +116,8 @@ KINDS = {
     "converted": (lambda: converted(False), LLAMA),
     "converted with a space first": (lambda: converted(True), LLAMA),
     "converted unigram": (lambda: converted(True, "Unigram"), LLAMA),
-    "metaspace": (metaspace, LLAMA),
+    "metaspace first": (lambda: metaspace("first"), LLAMA),
+    "metaspace always": (lambda: metaspace("always"), LLAMA),
 }
 
 
