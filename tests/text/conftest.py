@@ -1,4 +1,7 @@
-"""One small tokenizer with the control tokens of every template, shared by the tests of this folder."""
+"""One small tokenizer with the control tokens of every template, and real lines, shared by the tests of this folder."""
+
+import itertools
+import json
 
 import pytest
 
@@ -44,3 +47,34 @@ def tokenizer(train):
 def prefixed(train):
     """The same with a dummy prefix, as llm-jp and Llama models have it."""
     return train(add_dummy_prefix=True)
+
+
+REAL = {
+    "corpus/aozora.jsonl": 2500,
+    "corpus/wiki_ja.jsonl": 2500,
+    "corpus/cpprefjp.jsonl": 2500,
+    "sft/instruction_ja.jsonl": 2000,
+    "eval/jsquad_valid.json": 500,
+}
+
+
+def strings(value):
+    """Every line of text in a JSON value."""
+    if isinstance(value, str):
+        yield from value.split("\n")
+    elif isinstance(value, dict | list):
+        values = value.values() if isinstance(value, dict) else value
+        yield from itertools.chain.from_iterable(map(strings, values))
+
+
+@pytest.fixture(scope="session")
+def real_lines(shared_data):
+    """10,000 different lines from five corpora."""
+    found = []
+    for name, count in REAL.items():
+        with (shared_data / name).open(encoding="utf-8") as file:
+            lines = (line for row in file for line in strings(json.loads(row)) if len(line) > 3)
+            some = list(itertools.islice(dict.fromkeys(lines), count))
+        assert len(some) == count
+        found += some
+    return found

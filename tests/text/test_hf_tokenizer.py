@@ -1,6 +1,7 @@
 """tokenizer.json files: lossless, typed control strings stay text, special tokens from the files beside them."""
 
 import json
+import unicodedata
 
 import pytest
 import tokenizers
@@ -160,6 +161,20 @@ def test_typed_control_strings_stay_text(each):
     typed = "<|im_start|>" if raw.token_to_id("<|im_start|>") else "</s>"
     assert each.is_control(raw.encode("x " + typed, add_special_tokens=False).ids[-1])
     assert each.id_of(typed) == raw.token_to_id(typed) and each.id_of("x") is None
+
+
+def test_control_strings_that_normalisation_makes_stay_text(tmp_path):
+    made = converted(True, "Unigram")
+    steps = [normalizers.NFKC(), normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    made.normalizer = normalizers.Sequence(steps)
+    tokenizer = tokenizer_lib.load(saved(tmp_path, made, LLAMA))
+    mask = made.token_to_id("<mask>")
+    for text in ("＜mask＞", "前＜ｍａｓｋ＞後＜mask＞", "＜/ｓ＞"):
+        ids = tokenizer.encode(text)
+        assert not any(tokenizer.is_control(id) for id in ids)
+        assert tokenizer.decode(ids) == unicodedata.normalize("NFKC", text)
+    # Negative control.
+    assert mask in made.encode("＜mask＞", add_special_tokens=False).ids
 
 
 def test_plain_text_has_the_ids_of_the_library(each):

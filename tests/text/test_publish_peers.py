@@ -1,6 +1,5 @@
 """Exported tokenizer files in transformers: the same ids for plain text, prompts and conversations."""
 
-import itertools
 import json
 
 import pytest
@@ -12,34 +11,6 @@ from jinstr.text import tokenizer as tokenizer_lib
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers")
 NAMES = ("code10k_en20k_ja30k.ver2.1", "llm-jp-tokenizer-100k.ver3.1")
-FILES = {
-    "corpus/aozora.jsonl": 2500,
-    "corpus/wiki_ja.jsonl": 2500,
-    "corpus/cpprefjp.jsonl": 2500,
-    "sft/instruction_ja.jsonl": 2000,
-    "eval/jsquad_valid.json": 500,
-}
-
-
-def strings(value):
-    if isinstance(value, str):
-        yield from value.split("\n")
-    elif isinstance(value, dict):
-        yield from itertools.chain.from_iterable(map(strings, value.values()))
-    elif isinstance(value, list):
-        yield from itertools.chain.from_iterable(map(strings, value))
-
-
-def real_lines(folder):
-    """10,000 different lines from five corpora."""
-    for name, count in FILES.items():
-        with (folder / name).open(encoding="utf-8") as file:
-            every = dict.fromkeys(
-                line for row in file for line in strings(json.loads(row)) if len(line) > 3
-            )
-        some = list(itertools.islice(every, count))
-        assert len(some) == count
-        yield from some
 
 
 def opened(folder, model_type="llama"):
@@ -49,11 +20,11 @@ def opened(folder, model_type="llama"):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ten_thousand_real_lines(name, shared_data, tmp_path):
+def test_ten_thousand_real_lines(name, shared_data, real_lines, tmp_path):
     path = shared_data / "tokenizers" / f"{name}.model"
     made = tokenizer_lib.load(path)
     publish.write_tokenizer_files(tmp_path, made, "")
-    lines = list(real_lines(shared_data))
+    lines = real_lines
     sp = made._model
     wanted = [sp.encode(line) for line in lines]
     theirs = opened(tmp_path)(lines, add_special_tokens=False)["input_ids"]

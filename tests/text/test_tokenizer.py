@@ -5,7 +5,7 @@ import sentencepiece
 
 from jinstr import errors
 from jinstr.samples import build
-from jinstr.text import normalise, train_tokenizer
+from jinstr.text import normalise, render, surfaces, templates, train_tokenizer
 from jinstr.text import tokenizer as tokenizer_lib
 
 HARD = [
@@ -66,6 +66,30 @@ def test_ids_of_llm_jp(shared_data):
     assert tokenizer.encode("富士山") == [47487]
     assert tokenizer.encode_continuation("富士山") == [68037]
     assert tokenizer.is_control(tokenizer.pad_id) and tokenizer.pad_id != tokenizer.eos_id
+
+
+@pytest.mark.parametrize("name", ["code10k_en20k_ja30k.ver2.1", "llm-jp-tokenizer-100k.ver3.1"])
+def test_ten_thousand_real_lines_have_the_ids_of_sentencepiece(name, shared_data, real_lines):
+    path = str(shared_data / "tokenizers" / f"{name}.model")
+    own, library = tokenizer_lib.load(path), sentencepiece.SentencePieceProcessor(path)
+    template = templates.load("llm-jp-3", own)
+    assert len(set(real_lines)) == 10_000
+    for line in real_lines:
+        wanted = library.encode(line)
+        assert own.encode(line) == own.encode_array(line).tolist() == wanted
+        prompt = [{"role": "user", "content": line}]
+        text = "".join(part.text for part in template.parts(prompt))
+        ids = render.render_prompt(prompt, template, own)
+        assert ids == [own.bos_id, *library.encode(text)]
+    # Negative control.
+    assert own.encode("x" + line) != wanted
+
+
+def test_html_is_text_and_turn_markers_are_not():
+    text = ["<b>", "</table>", "<br/>", "<h2>", "\n", "<0", "[1]", "<a b>"]
+    control = ["<s>", "</s>", "<pad>", "<|im_end|>", "[INST]", "[/INST]", "<NL>", "<start_of_turn>"]
+    assert [surfaces.is_markup(piece) for piece in text] == [False] * len(text)
+    assert [surfaces.is_markup(piece) for piece in control] == [True] * len(control)
 
 
 @pytest.mark.parametrize(
