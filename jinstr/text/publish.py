@@ -1,4 +1,7 @@
-"""The tokenizer files of a published model, as transformers, vLLM and llama.cpp look for them."""
+"""The tokenizer files of a published model, as transformers, vLLM and llama.cpp look for them.
+
+Equal ids are tested with transformers and the tokenizers library; vLLM uses these, llama.cpp has code of its own.
+"""
 
 from __future__ import annotations
 
