@@ -62,7 +62,7 @@ def _read(path: pathlib.Path) -> dict:
         return {}
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.ConfigError("JI-TOKENIZER-015", f"{path}: not JSON ({error})") from None
     return value if isinstance(value, dict) else {}
 

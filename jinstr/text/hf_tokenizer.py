@@ -104,7 +104,9 @@ class HfTokenizer:
         self._controls = self._find_controls(model, added)
         self._begin, self._middle = self._compiled(facts)
         vocabulary = self._begin.get_vocab(with_added_tokens=True)
-        self.vocab_size: int = max(vocabulary.values()) + 1
+        self.vocab_size: int = max(vocabulary.values(), default=0) + 1
+        if self.vocab_size > 2 * len(vocabulary) + 10_000:
+            raise ValueError(f"{len(vocabulary):,} tokens with ids up to {self.vocab_size - 1:,}")
         self._pieces = [""] * self.vocab_size
         for piece, id in vocabulary.items():
             self._pieces[id] = piece
@@ -305,7 +307,7 @@ def load(path: str | pathlib.Path) -> HfTokenizer:
         facts = json.loads(data)
         model = facts["model"]
         kind = model.get("type") or ("Unigram" if isinstance(model["vocab"], list) else "BPE")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise errors.ConfigError(
             "JI-TOKENIZER-008", f"{path}: not a tokenizer.json ({type(error).__name__}: {error})"
         ) from None
@@ -322,7 +324,9 @@ def load(path: str | pathlib.Path) -> HfTokenizer:
         return HfTokenizer(str(path), facts, special, digest)
     except errors.JinstrError:
         raise
-    except Exception as error:  # the tokenizers library raises bare Exception
+    except BaseException as error:  # the tokenizers library raises Exception, and panics beside it
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         raise errors.ConfigError(
             "JI-TOKENIZER-008", f"{path}: not a tokenizer.json ({error})"
         ) from None

@@ -347,7 +347,7 @@ def of_folder(folder: str | pathlib.Path) -> str:
         return ""
     try:
         found = json.loads(config.read_bytes()).get("chat_template")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise errors.ConfigError("JI-TEMPLATE-009", f"{config}: {error}") from None
     if isinstance(found, list):  # several, by name
         named = {item.get("name"): item.get("template") for item in found}

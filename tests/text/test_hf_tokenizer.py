@@ -1,6 +1,7 @@
 """tokenizer.json files: lossless, typed control strings stay text, special tokens from the files beside them."""
 
 import json
+import random
 import unicodedata
 
 import pytest
@@ -254,6 +255,58 @@ def test_files_that_are_no_tokenizer(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(errors.ConfigError, match="tokenizer.json: (not a|a BPE)"):
         tokenizer_lib.load(tmp_path)
+
+
+def damaged(facts, draw):
+    """A copy with one value, anywhere, replaced by another kind of value."""
+    facts = json.loads(json.dumps(facts))
+    node = facts
+    while True:
+        key = draw.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if isinstance(node[key], dict | list) and node[key] and draw.random() < 0.7:
+            node = node[key]
+            continue
+        node[key] = draw.choice([None, -1, 2**31, "x", [], {}, [[]], 0.5, {"type": "ByteLevel"}])
+        return facts
+
+
+@pytest.mark.parametrize(
+    "kind", ["byte-level", "converted with a space first", "converted unigram"]
+)
+def test_damaged_files_are_refused_in_one_line(kind, tmp_path):
+    made, config = KINDS[kind]
+    saved(tmp_path, made(), config)
+    path = tmp_path / "tokenizer.json"
+    whole, draw = json.loads(path.read_text("utf-8")), random.Random(0)
+    refused = 0
+    for _ in range(150):
+        path.write_text(json.dumps(damaged(whole, draw)), "utf-8")
+        try:
+            tokenizer_lib.load(path).encode("あ x")
+        except errors.ConfigError as error:
+            refused += 1
+            assert str(path) in error.message and "\n" not in error.message
+    assert refused > 20
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"model":' * 50_000])
+def test_deep_files(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text, "utf-8")
+    with pytest.raises(errors.ConfigError, match="not a tokenizer.json"):
+        tokenizer_lib.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text, "utf-8")
+    with pytest.raises(errors.ConfigError, match="tokenizer_config.json"):
+        templates.of_folder(tmp_path)
+
+
+def test_ids_far_beyond_the_vocabulary_are_refused(tmp_path):
+    saved(tmp_path, converted(False), LLAMA)
+    path = tmp_path / "tokenizer.json"
+    facts = json.loads(path.read_text("utf-8"))
+    facts["model"]["vocab"]["far"] = 4_000_000_000
+    path.write_text(json.dumps(facts), "utf-8")
+    with pytest.raises(errors.ConfigError, match="with ids up to 4,000,000,000"):
+        tokenizer_lib.load(path)
 
 
 def test_kinds_that_are_not_read(tmp_path):
