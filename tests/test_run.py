@@ -26,6 +26,7 @@ NEEDED = {
     "sft": ["INIT=b", "DATA=a.jsonl", "RUN_DIR=r", "EPOCHS=1"],
     "generate": ["MODELS=b", "INPUT=p.jsonl", "OUTPUT=o.jsonl"],
     "chat": ["RUN_DIR=r"],
+    "convert": ["MODEL=r", "OUT=o"],
     "import-config": ["TRAIN=t.yaml"],
     "quickstart": [],
     "resume": ["RUN_DIR=r"],

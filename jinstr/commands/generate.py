@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pathlib
 
 from tqdm import tqdm
@@ -12,6 +11,7 @@ from jinstr import errors
 from jinstr.decode import requests
 from jinstr.decode import sampler as sampler_lib
 from jinstr.decode import text as text_lib
+from jinstr.train import base as base_lib
 from jinstr.train import serving
 
 
@@ -80,13 +80,12 @@ def generate(
     return {"prompts": len(prompts), "answers": total, "distinct": distinct, "new": made}
 
 
-def identity(run_dir: str, step: int, weights: str, template: str) -> list:
-    """What tells a model from one trained anew in the same place: its checkpoint's manifest, its template's content."""
-    manifest = pathlib.Path(run_dir) / "checkpoints" / str(step) / "manifest.json"
-    name = template or serving.template_of(run_dir)
+def identity(model: str, step: int, weights: str, template: str) -> list:
+    """What tells a model from one trained anew in the same place: a digest of its weights, its template's content."""
+    name = template or base_lib.template_of(model)
     written = pathlib.Path(name).read_text("utf-8") if name.endswith(".jinja") else name
-    arrays = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    return [run_dir, step, weights, arrays, written]
+    place = model if model.startswith("hf:") else f"{model}@{step}"
+    return [model, step, weights, base_lib.digest_of(place), written]
 
 
 def logged(answer: text_lib.Answer) -> dict:

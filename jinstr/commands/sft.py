@@ -15,7 +15,17 @@ from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import templates
 from jinstr.text import tokenizer as tokenizer_lib
-from jinstr.train import adapters, evaluation, flops, loop, replicas, serving, startup, summary
+from jinstr.train import (
+    adapters,
+    evaluation,
+    flops,
+    loop,
+    model_files,
+    replicas,
+    serving,
+    startup,
+    summary,
+)
 from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import metrics as metrics_lib
@@ -89,7 +99,7 @@ def sft(
         data_identity=data_set.train.identity,
     )
     # Only now: a start that is refused above must not touch the files of the model that is there.
-    serving.write_model_files(run_dir, model, tokenizer_path, template)
+    model_files.write(run_dir, model, tokenizer_path, template)
     adapters.write(run_dir, record)
     step_function = state_lib.make_step(
         model, optimizer, transform, devices, rules, abstract, loop_config.microbatches, frozen

@@ -18,7 +18,7 @@ from jinstr.models import config as config_lib
 from jinstr.models import hf_read, vocabulary
 from jinstr.text import extend, templates
 from jinstr.text import tokenizer as tokenizer_lib
-from jinstr.train import adapters, serving, storage
+from jinstr.train import adapters, model_files, storage
 from jinstr.train import checkpoint as checkpoint_lib
 
 # What a model needs; never .bin, .pt or .py.
@@ -59,15 +59,57 @@ def open_base(init: str, weights: str = "params") -> Base:
     return _run(init, weights)
 
 
+def pinned(base: Base, weights: str = "params") -> Base:
+    """The base at the step that it stands at now: what a later checkpoint holds does not matter any more."""
+    if not base.is_run or base.step:
+        return base
+    return open_base(f"{base.folder}@{_newest(base)}", weights)
+
+
 def folder_of(init: str) -> pathlib.Path:
     """The folder that INIT names; one of the Hugging Face cache is looked up, and downloaded where it is not there."""
     if not init.startswith("hf:"):
         return pathlib.Path(init.partition("@")[0])
+    if (folder := _local(init)) is not None:
+        return folder
+    name, _, revision = init.removeprefix("hf:").partition("@")
+    print(f"jinstr: hf:{name} is not in the Hugging Face cache; downloading it", flush=True)
+    return pathlib.Path(_downloaded(name, revision or None))
+
+
+def is_here(init: str) -> bool:
+    """Can INIT be opened without a download?"""
+    return not init.startswith("hf:") or _local(init) is not None
+
+
+def _local(init: str) -> pathlib.Path | None:
+    """The folder that "hf:…" names on this machine; None for a model of the hub that is not in its cache."""
+    import huggingface_hub  # only where it is needed: it is slow to import
+    from huggingface_hub import errors as hub_errors
+
     place = init.removeprefix("hf:")
     if place.startswith(("/", ".", "~")) or pathlib.Path(place).is_dir():
         return pathlib.Path(place).expanduser()
     name, _, revision = place.partition("@")
-    return pathlib.Path(_cached(name, revision or None))
+    try:
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision or None, local_files_only=True
+        )
+        return pathlib.Path(found)
+    except hub_errors.LocalEntryNotFoundError:
+        return None
+    except ValueError as error:
+        raise errors.ConfigError(
+            "JI-INIT-004", f"INIT={init}: neither a folder nor a name on the hub ({error})"
+        ) from None
+
+
+def template_of(init: str) -> str:
+    """The chat template of a model: a built-in name, the path of a .jinja file, or ""."""
+    folder = folder_of(init)
+    return (
+        templates.of_folder(folder) if init.startswith("hf:") else model_files.template_of(folder)
+    )
 
 
 def _run(init: str, weights: str) -> Base:
@@ -105,8 +147,8 @@ def _run(init: str, weights: str) -> Base:
         init=init,
         folder=folder,
         config=config,
-        tokenizer_path=serving.tokenizer_path(folder),
-        template=serving.template_of(folder),
+        tokenizer_path=model_files.tokenizer_path(folder),
+        template=template_of(init),
         load=load,
     )
 
@@ -130,24 +172,16 @@ def _hugging_face(init: str) -> Base:
         init=init,
         folder=folder,
         config=checkpoint.config,
-        tokenizer_path=serving.tokenizer_path(folder),
-        template=templates.of_folder(folder),
+        tokenizer_path=model_files.tokenizer_path(folder),
+        template=template_of(init),
         load=lambda abstract: hf_read.load_params(checkpoint, abstract),
     )
 
 
-def _cached(name: str, revision: str | None) -> str:
-    """The folder of a model in the Hugging Face cache. Errors: StorageError with the reason when it cannot be had."""
-    import huggingface_hub  # only where it is needed: it is slow to import
-    from huggingface_hub import errors as hub_errors
+def _downloaded(name: str, revision: str | None) -> str:
+    """The folder of a model of the hub, fetched. Errors: StorageError with the reason when it cannot be had."""
+    import huggingface_hub
 
-    try:
-        return huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
-    except hub_errors.LocalEntryNotFoundError:
-        pass
-    except ValueError as error:  # not a name
-        raise errors.ConfigError("JI-INIT-004", f"INIT=hf:{name}: {error}") from None
-    print(f"jinstr: hf:{name} is not in the Hugging Face cache; downloading it", flush=True)
     try:
         return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES)
     except (OSError, ValueError) as error:
@@ -224,7 +258,7 @@ def record_of(base: Base, lora: config_lib.LoraConfig, run_dir: pathlib.Path) ->
         else:
             init = f"{place}@{step or _newest(base)}"
     try:
-        return adapters.Record(init=init, digest=_digest(init), lora=lora)
+        return adapters.Record(init=init, digest=digest_of(init), lora=lora)
     except FileNotFoundError as error:
         raise errors.StorageError(
             "JI-LORA-004", f"the base of the adapters, {init}, is not there: {error.filename}"
@@ -243,7 +277,7 @@ def _newest(base: Base) -> int:
         checkpointer.close()
 
 
-def _digest(init: str) -> str:
+def digest_of(init: str) -> str:
     """Digest of the weights that INIT names, wherever they lie: of every file of a Hugging Face checkpoint; of a run's
     manifest of the step (which holds those of its files), with the base below it if it is a run of adapters itself."""
     folder = folder_of(init)
@@ -261,7 +295,7 @@ def recorded(record: adapters.Record, run_dir: pathlib.Path) -> Base:
     """The base that lora.json of `run_dir` names. Errors: StorageError when it is gone, or is another one by now."""
     where = f"{run_dir / adapters.FILE}: the base of these adapters, {record.init},"
     try:
-        base, digest = open_base(record.init), _digest(record.init)
+        base, digest = open_base(record.init), digest_of(record.init)
     except (errors.StorageError, FileNotFoundError) as error:
         raise errors.StorageError(
             "JI-LORA-004",

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from jinstr import errors, redact
 from jinstr.data import sources as sources_lib
-from jinstr.train import metrics, serving
+from jinstr.train import metrics, model_files
 
 HUB = "hf:"  # what INIT begins with where the base is a Hugging Face folder or repository
 _OPTIMIZER = (
@@ -144,7 +144,7 @@ def stage(run_dir: pathlib.Path, step: int = 0) -> dict:
 
 def template_name(run_dir: pathlib.Path) -> str:
     """The chat template of a run: a built-in name, "template.jinja", or ""."""
-    return pathlib.Path(serving.template_of(run_dir)).name
+    return pathlib.Path(model_files.template_of(run_dir)).name
 
 
 def _last(lines: Sequence[Mapping]) -> dict:

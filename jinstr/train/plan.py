@@ -33,6 +33,8 @@ def lines(settings: dict) -> Iterator[str]:
 
 
 def _model(settings: dict) -> config_lib.DecoderConfig | None:
+    if not base_lib.is_here(settings["init"]):  # a plan downloads nothing
+        return None
     if "model" not in settings:
         try:
             base = base_lib.open_base(settings["init"])

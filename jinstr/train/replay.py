@@ -26,7 +26,7 @@ from jinstr.data import loader as loader_lib
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import tokenizer as tokenizer_lib
-from jinstr.train import adapters, loop, metrics, serving, startup
+from jinstr.train import adapters, loop, metrics, model_files, startup
 from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import optimizer as optimizer_lib
@@ -71,8 +71,8 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
     """
     data_set = dataset_lib.load(
         settings["data"],
-        tokenizer_path=serving.tokenizer_path(run_dir),
-        template=serving.template_of(run_dir),
+        tokenizer_path=model_files.tokenizer_path(run_dir),
+        template=model_files.template_of(run_dir),
         prepare_config=settings["prepare"],
         seed=settings["seed"],
     )
@@ -107,7 +107,7 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
         run_dir=run_dir,
         settings=settings,
         model=model,
-        tokenizer=tokenizer_lib.load(serving.tokenizer_path(run_dir)),
+        tokenizer=tokenizer_lib.load(model_files.tokenizer_path(run_dir)),
         loader=data_set.train,
         mesh=mesh,
         transform=transform,
