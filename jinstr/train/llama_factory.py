@@ -33,24 +33,15 @@ def command(read: Reader) -> str:
     return "sft" if stage == "sft" or read.get("finetuning_type", "lora") == "lora" else "pretrain"
 
 
-def model(read: Reader, trains: str) -> list[Setting]:
-    """INIT, and the tokenizer where the command asks for one. Errors: ConfigError without a model."""
+def model(read: Reader) -> list[Setting]:
+    """INIT, whose tokenizer comes with it. Errors: ConfigError without a model."""
     name = read.get("model_name_or_path", "")
     if not name:
         message = f"{read.file}: model_name_or_path is not given; it says what to start from"
         raise errors.ConfigError("JI-IMPORT-003", message)
     revision = read.get("model_revision", "main")
     init = f"hf:{name}" + (f"@{revision}" if revision != "main" else "")
-    found = [Setting("INIT", init, "model_name_or_path")]
-    if trains == "pretrain":
-        found.append(
-            Setting(
-                "TOKENIZER",
-                init,
-                "that of the model; another one, such as an extended one, may be named",
-            )
-        )
-    return found
+    return [Setting("INIT", init, "model_name_or_path")]
 
 
 def settings_of(read: Reader, devices: int, notes: list[Note]) -> list[Setting]:
@@ -60,7 +51,7 @@ def settings_of(read: Reader, devices: int, notes: list[Note]) -> list[Setting]:
     """
     trains = command(read)
     is_text = read.get("stage", "sft") == "pt"
-    found = model(read, trains)
+    found = model(read)
     if is_text and trains == "sft":
         found.append(Setting("TEMPLATE", "alpaca-ja", "not used: the data are text"))
         read.asked.add("template")

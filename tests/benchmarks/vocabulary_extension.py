@@ -1,8 +1,8 @@
 """Japanese pieces for an English model: `python tests/benchmarks/vocabulary_extension.py DATA_FOLDER OUT`.
 
 A tokenizer and a small model of English (the originals of instruction_ja), the tokenizer extended on Aozora text, and
-the loss of the first step on English before and after: the ids are the same, the new rows only widen the softmax.
-Goal: at most 1 % more. Characters per token on held-out Aozora text before and after.
+the loss of the first step on English that it has not seen, before and after: the ids are the same, the new rows only
+widen the softmax. Goal: at most 1 % more. Characters per token on Aozora text before and after.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pathlib
 from jinstr import run
 from jinstr.train import metrics
 
-STEPS = 300
+STEPS = 120  # some 10 passes; more would learn the text by heart
 
 
 def english(data: pathlib.Path) -> list[str]:
@@ -44,7 +44,7 @@ def first_loss(out: pathlib.Path, name: str, *words: str) -> float:
     jinstr(
         "pretrain",
         f"INIT={out}/english",
-        f"DATA={out}/english.jsonl",
+        f"DATA={out}/unseen.jsonl",
         f"RUN_DIR={place}",
         *common,
         *words,
@@ -68,7 +68,8 @@ def main() -> None:
     rows = [
         json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in english(arguments.data)
     ]
-    (out / "english.jsonl").write_text("".join(rows), "utf-8")
+    (out / "english.jsonl").write_text("".join(rows[50:]), "utf-8")
+    (out / "unseen.jsonl").write_text("".join(rows[:50]), "utf-8")
     aozora = arguments.data / "corpus/aozora.jsonl"
 
     new = ["MAX_PIECE_LENGTH=12", "CONTROL_TOKENS=()"]

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 
 import pytest
 
@@ -12,7 +11,6 @@ from jinstr.data import sources
 from jinstr.train import llama_factory_keys as keys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-HAS_LORA = "\nLORA_RANK" in (REPOSITORY / "gin_configs/run/sft.gin").read_text("utf-8")
 
 FULL = """\
 ### model
@@ -170,10 +168,7 @@ def refused(place, capsys, text, *words):
 
 
 def resolved(capsys, command):
-    """The settings that out.gin resolves to; lines of LoRA left out while `sft` does not know it."""
-    path = pathlib.Path("out.gin")
-    if not HAS_LORA:
-        path.write_text(re.sub(r"(?m)^LORA_.*\n", "", path.read_text("utf-8")), "utf-8")
+    """The settings that out.gin resolves to."""
     assert run.main([command, "out.gin", "--dry_run"]) == 0
     return json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]["settings"]
 
@@ -242,7 +237,6 @@ def test_adapters_on_conversations(place, capsys):
     assert "packing" not in changed  # neat_packing is what jinstr does
 
 
-@pytest.mark.skipif(not HAS_LORA, reason="gin_configs/run/sft.gin has no LORA_RANK")
 def test_a_recipe_with_adapters_resolves_as_written(place, capsys):
     imported(place, capsys, LORA)
     assert "LORA_RANK" in pathlib.Path("out.gin").read_text("utf-8")
@@ -252,7 +246,7 @@ def test_a_recipe_with_adapters_resolves_as_written(place, capsys):
 def test_pretraining_on_text(place, capsys):
     recipe = imported(place, capsys, PRETRAIN, "DEVICES=4")
     found = resolved(capsys, "pretrain")
-    assert found["init"] == found["tokenizer"] == "hf:models/llama2"
+    assert found["init"] == "hf:models/llama2" and found["tokenizer"] == ""  # that of INIT
     (wiki,) = found["data"]["data"]
     assert (wiki["format"], wiki["fields"]) == ("text", "text=body")
     assert found["data"]["batch_tokens"] == 4 * 4 * 4096
@@ -356,6 +350,11 @@ def test_text_of_a_configuration_is_never_a_line_of_the_recipe(place, capsys):
     info[evil.strip()] = info[evil]
     (place / "dataset_info.json").write_text(json.dumps(info), "utf-8")
     imported(place, capsys, json.dumps(values | {f"key\nSEED = 98\n#{evil}": 1}))
+    (place / evil).mkdir()  # a folder may have any name; one of the hub may not
+    (place / evil / "config.json").write_text("{}")
+    assert run.main(["sft", "out.gin", "--dry_run"]) == 78
+    assert "architecture None is not supported" in capsys.readouterr().err
+    (place / evil / "config.json").unlink()
     found = resolved(capsys, "sft")
     assert found["seed"] == 42 and found["init"] == f"hf:{evil}"
     (source,) = found["data"]["data"]
