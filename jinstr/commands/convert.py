@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -89,14 +88,12 @@ def export_adapter(base: base_lib.Base, target: pathlib.Path, dtype: str, weight
 
     Errors: ConfigError for a run that trained everything.
     """
-    record = adapters.read(base.folder) if base.is_run else None
-    if record is None:
+    if not base.is_run or adapters.read(base.folder) is None:
         raise errors.ConfigError(
             "JI-CONVERT-003",
             f"ADAPTER=True, but {base.init} trained no adapters (LORA_RANK); leave ADAPTER out",
         )
-    model = dataclasses.replace(base.config, lora=record.lora)
-    found = adapters.load(base.folder, base.step, weights, model)
+    record, model, found = base_lib.open_adapters(base.init, weights)
     unfinished = target.with_name(target.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     name = record.init.removeprefix("hf:")

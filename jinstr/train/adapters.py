@@ -88,21 +88,6 @@ def told_of(record: Record | None) -> str:
     )
 
 
-def load(run_dir: pathlib.Path, step: int, weights: str, config: config_lib.DecoderConfig) -> dict:
-    """The adapters of a run's checkpoint (0 = the newest) on the first device.
-
-    Errors: those of Checkpointer.restore.
-    """
-    checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint_lib.CheckpointConfig())
-    try:
-        if not (chosen := step or checkpointer.latest_verified()):
-            raise errors.StorageError("JI-INIT-001", f"{run_dir}: no checkpoint that verifies")
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpointer.restore(chosen, {weights: _wanted(config, place)})[weights]
-    finally:
-        checkpointer.close()
-
-
 def _wanted(config: config_lib.DecoderConfig, place) -> dict:
     """The abstract adapters of a model."""
     return jax.tree.map(
@@ -116,15 +101,23 @@ def restore(
     step: int,
     weights: str,
     config: config_lib.DecoderConfig,
-    base: dict,
+    place: jax.sharding.Sharding,
 ) -> dict:
-    """The parameters of a checkpoint of adapters: those of the base, with the adapters added in.
+    """The adapters of a checkpoint, each whole at `place`. weights: "params" or "ema". config: with the adapters.
 
-    weights: "params" or "ema". config: with the adapters. Errors: those of Checkpointer.restore.
+    Errors: those of Checkpointer.restore.
     """
-    place = jax.tree.leaves(base)[0].sharding
-    if isinstance(place, NamedSharding):  # adapters are small: whole on every device
-        place = NamedSharding(place.mesh, PartitionSpec())
-    found = checkpointer.restore(step, {weights: _wanted(config, place)})[weights]
-    merged = lora.merge(config, lora.join(found, base))
+    return checkpointer.restore(step, {weights: _wanted(config, place)})[weights]
+
+
+def added(config: config_lib.DecoderConfig, own: dict, base: dict) -> dict:
+    """Base plus adapters, placed as the base is."""
+    merged = lora.merge(config, lora.join(own, base))
     return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), merged, base)
+
+
+def everywhere(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Whole on all the devices of a sharding: adapters are small."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding

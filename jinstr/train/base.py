@@ -6,10 +6,11 @@ hf:org/name[@revision]        a model of the Hugging Face cache; what is not the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -18,11 +19,8 @@ from jinstr.models import config as config_lib
 from jinstr.models import hf_read, vocabulary
 from jinstr.text import extend, templates
 from jinstr.text import tokenizer as tokenizer_lib
-from jinstr.train import adapters, model_files, storage
+from jinstr.train import adapters, hub, model_files, storage
 from jinstr.train import checkpoint as checkpoint_lib
-
-# What a model needs; never .bin, .pt or .py.
-FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md", "LICENSE*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,57 +61,20 @@ def pinned(base: Base, weights: str = "params") -> Base:
     """The base at the step that it stands at now: what a later checkpoint holds does not matter any more."""
     if not base.is_run or base.step:
         return base
-    return open_base(f"{base.folder}@{_newest(base)}", weights)
-
-
-def folder_of(init: str) -> pathlib.Path:
-    """The folder that INIT names; one of the Hugging Face cache is looked up, and downloaded where it is not there."""
-    if not init.startswith("hf:"):
-        return pathlib.Path(init.partition("@")[0])
-    if (folder := _local(init)) is not None:
-        return folder
-    name, _, revision = init.removeprefix("hf:").partition("@")
-    print(f"jinstr: hf:{name} is not in the Hugging Face cache; downloading it", flush=True)
-    return pathlib.Path(_downloaded(name, revision or None))
-
-
-def is_here(init: str) -> bool:
-    """Can INIT be opened without a download?"""
-    return not init.startswith("hf:") or _local(init) is not None
-
-
-def _local(init: str) -> pathlib.Path | None:
-    """The folder that "hf:…" names on this machine; None for a model of the hub that is not in its cache."""
-    import huggingface_hub  # only where it is needed: it is slow to import
-    from huggingface_hub import errors as hub_errors
-
-    place = init.removeprefix("hf:")
-    if place.startswith(("/", ".", "~")) or pathlib.Path(place).is_dir():
-        return pathlib.Path(place).expanduser()
-    name, _, revision = place.partition("@")
-    try:
-        found = huggingface_hub.snapshot_download(
-            name, revision=revision or None, local_files_only=True
-        )
-        return pathlib.Path(found)
-    except hub_errors.LocalEntryNotFoundError:
-        return None
-    except ValueError as error:
-        raise errors.ConfigError(
-            "JI-INIT-004", f"INIT={init}: neither a folder nor a name on the hub ({error})"
-        ) from None
+    with _checkpoint(base.init) as (_, step):
+        return open_base(f"{base.folder}@{step}", weights)
 
 
 def template_of(init: str) -> str:
     """The chat template of a model: a built-in name, the path of a .jinja file, or ""."""
-    folder = folder_of(init)
+    folder = hub.folder_of(init)
     return (
         templates.of_folder(folder) if init.startswith("hf:") else model_files.template_of(folder)
     )
 
 
 def _run(init: str, weights: str) -> Base:
-    folder = folder_of(init)
+    folder = hub.folder_of(init)
     path = folder / "model.json"
     if not path.is_file():
         raise errors.StorageError(
@@ -124,24 +85,17 @@ def _run(init: str, weights: str) -> Base:
     config = config_lib.DecoderConfig.from_json(path.read_bytes(), str(path))
 
     def load(abstract: dict) -> dict:
-        step = init.partition("@")[2]
-        checkpointer = checkpoint_lib.Checkpointer(folder, checkpoint_lib.CheckpointConfig())
-        try:
-            chosen = int(step) if step else checkpointer.latest_verified()
-            if chosen is None:
-                raise errors.StorageError(
-                    "JI-INIT-001", f"INIT={init}: no checkpoint that verifies"
-                )
+        with _checkpoint(init) as (checkpointer, chosen):
             own = _in_type(abstract, config.param_dtype)
             if (record := adapters.read(folder)) is None:
                 found = checkpointer.restore(chosen, {weights: own})[weights]
             else:
                 model = dataclasses.replace(config, lora=record.lora)
                 below = recorded(record, folder).load(own)
-                found = adapters.restore(checkpointer, chosen, weights, model, below)
+                place = adapters.everywhere(jax.tree.leaves(own)[0].sharding)
+                found = adapters.restore(checkpointer, chosen, weights, model, place)
+                found = adapters.added(model, found, below)
             return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), found, abstract)
-        finally:
-            checkpointer.close()
 
     return Base(
         init=init,
@@ -151,6 +105,23 @@ def _run(init: str, weights: str) -> Base:
         template=template_of(init),
         load=load,
     )
+
+
+@contextlib.contextmanager
+def _checkpoint(init: str) -> Iterator[tuple[checkpoint_lib.Checkpointer, int]]:
+    """The checkpoints of the run that INIT names, and the step: its own or the newest that verifies.
+
+    Errors: StorageError when there is none.
+    """
+    place, _, step = init.partition("@")
+    checkpointer = checkpoint_lib.Checkpointer(place, checkpoint_lib.CheckpointConfig())
+    try:
+        chosen = int(step) if step else checkpointer.latest_verified()
+        if chosen is None:
+            raise errors.StorageError("JI-INIT-001", f"INIT={init}: no checkpoint that verifies")
+        yield checkpointer, chosen
+    finally:
+        checkpointer.close()
 
 
 def _in_type(abstract: dict, dtype: str) -> dict:
@@ -164,7 +135,7 @@ def _in_type(abstract: dict, dtype: str) -> dict:
 
 
 def _hugging_face(init: str) -> Base:
-    folder = folder_of(init)
+    folder = hub.folder_of(init)
     if not folder.is_dir():
         raise errors.StorageError("JI-INIT-003", f"INIT={init}: {folder} is not a folder")
     checkpoint = hf_read.open_checkpoint(folder)
@@ -176,19 +147,6 @@ def _hugging_face(init: str) -> Base:
         template=template_of(init),
         load=lambda abstract: hf_read.load_params(checkpoint, abstract),
     )
-
-
-def _downloaded(name: str, revision: str | None) -> str:
-    """The folder of a model of the hub, fetched. Errors: StorageError with the reason when it cannot be had."""
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES)
-    except (OSError, ValueError) as error:
-        raise errors.StorageError(
-            "JI-INIT-004",
-            f"INIT=hf:{name}: not in the cache (HF_HOME) and not to be had: {str(error).splitlines()[0]}",
-        ) from None
 
 
 def for_tokenizer(base: Base, tokenizer) -> Base:
@@ -256,7 +214,8 @@ def record_of(base: Base, lora: config_lib.LoraConfig, run_dir: pathlib.Path) ->
         if not step and before is not None and before.init.partition("@")[0] == place:
             init = before.init
         else:
-            init = f"{place}@{step or _newest(base)}"
+            with _checkpoint(base.init) as (_, chosen):
+                init = f"{place}@{chosen}"
     try:
         return adapters.Record(init=init, digest=digest_of(init), lora=lora)
     except FileNotFoundError as error:
@@ -265,22 +224,10 @@ def record_of(base: Base, lora: config_lib.LoraConfig, run_dir: pathlib.Path) ->
         ) from None
 
 
-def _newest(base: Base) -> int:
-    checkpointer = checkpoint_lib.Checkpointer(base.folder, checkpoint_lib.CheckpointConfig())
-    try:
-        if (step := checkpointer.latest_verified()) is None:
-            raise errors.StorageError(
-                "JI-INIT-001", f"INIT={base.init}: no checkpoint that verifies"
-            )
-        return step
-    finally:
-        checkpointer.close()
-
-
 def digest_of(init: str) -> str:
     """Digest of the weights that INIT names, wherever they lie: of every file of a Hugging Face checkpoint; of a run's
     manifest of the step (which holds those of its files), with the base below it if it is a run of adapters itself."""
-    folder = folder_of(init)
+    folder = hub.folder_of(init)
     if init.startswith("hf:"):
         files = {folder / "config.json", *hf_read.open_checkpoint(folder).files.values()}
     else:
@@ -308,3 +255,22 @@ def recorded(record: adapters.Record, run_dir: pathlib.Path) -> Base:
             "put the old ones back",
         )
     return base
+
+
+def open_adapters(
+    init: str, weights: str = "params"
+) -> tuple[adapters.Record, config_lib.DecoderConfig, dict]:
+    """Adapters of a run apart from their base: (its lora.json, the model with them, the adapters on the first device).
+
+    Errors: StorageError for a run that trained everything.
+    """
+    folder = hub.folder_of(init)
+    base, record = _run(init, weights), adapters.read(folder)
+    if record is None:
+        raise errors.StorageError(
+            "JI-LORA-009", f"{folder}: no {adapters.FILE}; this run trained all parameters"
+        )
+    model = dataclasses.replace(base.config, lora=record.lora)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with _checkpoint(init) as (checkpointer, chosen):
+        return record, model, adapters.restore(checkpointer, chosen, weights, model, place)

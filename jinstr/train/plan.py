@@ -14,8 +14,8 @@ from jinstr.data import readers
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.train import base as base_lib
+from jinstr.train import hub, startup
 from jinstr.train import optimizer as optimizer_lib
-from jinstr.train import startup
 from jinstr.train import state as state_lib
 
 
@@ -33,7 +33,7 @@ def lines(settings: dict) -> Iterator[str]:
 
 
 def _model(settings: dict) -> config_lib.DecoderConfig | None:
-    if not base_lib.is_here(settings["init"]):  # a plan downloads nothing
+    if not hub.is_here(settings["init"]):  # a plan downloads nothing
         return None
     if "model" not in settings:
         try:

@@ -170,8 +170,8 @@ def test_a_head_that_stands_still_gets_no_gradient():
     head = jax.random.normal(jax.random.key(1), (8, 31))
     targets, weights = TOKENS[:, :6] % 31, jnp.ones((2, 6))
 
-    def loss(hidden, head, chunk_bytes):
-        return lm.weighted_nll(hidden, head, targets, weights, 0.1, 0.0, chunk_bytes)[0]
+    def loss(hidden, head, chunk_bytes, value=0):
+        return lm.weighted_nll(hidden, head, targets, weights, 0.1, 0.0, chunk_bytes)[value]
 
     for chunk_bytes in (1 << 20, 500):  # in one piece, and in several
         both = jax.grad(loss, argnums=(0, 1))(hidden, head, chunk_bytes)
@@ -183,6 +183,9 @@ def test_a_head_that_stands_still_gets_no_gradient():
         ]
         shapes = [{shape for shape, _ in arrays_made(j.jaxpr)} for j in jaxprs]
         assert (8, 31) not in shapes[0] and (8, 31) in shapes[1]
+        # Its second value is a measurement: differentiated, it gives zero.
+        measured = jax.grad(loss, argnums=1)(hidden, head, chunk_bytes, 1)
+        assert not measured.any() and both[1].any()
 
 
 def test_what_is_refused():

@@ -9,7 +9,7 @@ import pytest
 
 from jinstr import errors, run
 from jinstr.models import config as config_lib
-from jinstr.models import decoder, lora, peft_format
+from jinstr.models import decoder, hf_write, lora, peft_format
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.train import adapters, checkpoint, serving
 from jinstr.train import base as base_lib
@@ -50,25 +50,9 @@ def place(world, tokenizer_path, tmp_path_factory):
     return place
 
 
-def restored(folder, step, names=("params",)):
-    """Items of a checkpoint as they lie there, on one device."""
-    manifest = json.loads((folder / f"checkpoints/{step}/manifest.json").read_text("utf-8"))
-    config = config_lib.DecoderConfig.from_json((folder / "model.json").read_bytes())
-    record = adapters.read(folder)
-    config = config_lib.dataclasses.replace(config, lora=record.lora)
-    abstract = lora.trained(config, decoder.abstract_params(config))
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), abstract
-    )
-    opened = checkpoint.Checkpointer(folder, checkpoint.CheckpointConfig())
-    found = opened.restore(step, {name: abstract for name in names})
-    opened.close()
-    return config, found, manifest
-
-
 def test_what_a_run_of_adapters_keeps(place):
-    _, _, manifest = restored(place / "tuned", 4)
+    path = place / "tuned" / "checkpoints" / "4" / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
     names = [*manifest["arrays"]["params"], *manifest["arrays"]["ema"]]
     assert len(names) == 28 and all("lora_a" in name or "lora_b" in name for name in names)
     moments = [facts["shape"] for facts in manifest["arrays"]["opt_state"].values()]
@@ -89,8 +73,8 @@ def test_what_a_run_of_adapters_keeps(place):
 def test_readers_get_the_sum_of_base_and_adapters(place, weights):
     got = serving.load_run(place / "tuned", weights=weights)
     base = serving.load_run(place / "base")
-    config, found, _ = restored(place / "tuned", 4, (weights,))
-    want = lora.merge(config, lora.join(found[weights], base.params))
+    _, config, found = base_lib.open_adapters(f"{place}/tuned", weights)
+    want = lora.merge(config, lora.join(found, base.params))
     assert got.config == base.config and got.step == 4
     for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(want)):
         np.testing.assert_array_equal(a, b)
@@ -116,8 +100,11 @@ def test_going_on_gives_the_same_bits(place, world):
     shutil.rmtree(place / "again" / "checkpoints" / "4")
     assert start(place, world, "again", *LORA, "HOLDOUT=0.2", "SAMPLES=1") == 0
     digests = [
-        checkpoint.tree_digest(restored(place / name, step, ("params", "ema"))[1])
-        for name, step in (("tuned", 4), ("again", 4), ("tuned", 2))
+        [
+            checkpoint.tree_digest(base_lib.open_adapters(f"{place}/{name}", weights)[2])
+            for weights in ("params", "ema")
+        ]
+        for name in ("tuned@4", "again@4", "tuned@2")
     ]
     assert digests[0] == digests[1] != digests[2]
     logged = [
@@ -197,9 +184,9 @@ def evaluated(folder):
 
 
 def test_a_run_begins_as_an_adapter_of_peft(place, world, capsys):
-    config, found, _ = restored(place / "tuned", 4)
+    record, config, found = base_lib.open_adapters(f"{place}/tuned")
     folder = place / "adapter"
-    peft_format.write_adapter(folder, config.lora, found["params"], config, f"{place}/base")
+    peft_format.write_adapter(folder, record.lora, found, config, f"{place}/base")
     words = [f"LORA_INIT={folder}", "LEARNING_RATE=1e-2", "HOLDOUT=0.2", "SAMPLES=0", "NUM_STEPS=1"]
     assert start(place, world, "from_peft", *words) == 0
     # In other kernels and another order of sums than when it was trained, hence not bit for bit.
@@ -241,7 +228,38 @@ def test_adapters_on_adapters_and_training_on_from_them(place, world):
     assert adapters.read(place / "third").init == f"{place}/tuned@4"
 
 
+def test_adapters_on_a_hugging_face_model(place, world):
+    """Named by its folder and known by every byte of its weights."""
+    base = serving.load_run(place / "base")
+    folder = place / "hf"
+    hf_write.save(folder, base.config, base.params, dtype="float32", progress=False)
+    for path in place.glob("base/tokenizer.*"):
+        shutil.copy(path, folder)
+    words = [*LORA, "NUM_STEPS=2", "SAMPLES=0", f"INIT=hf:{folder}"]
+    assert start(place, world, "on_hf", *words) == 0
+    record, config, own = base_lib.open_adapters(f"{place}/on_hf")
+    assert record.init == f"hf:{folder}" and record.lora.rank == 4
+    want = lora.merge(config, lora.join(own, base.params))
+    got = serving.load_run(place / "on_hf")
+    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(want)):
+        np.testing.assert_array_equal(a, b)
+    # The two steps are those that the same base gives as a run of jinstr.
+    assert start(place, world, "on_run", *LORA, "NUM_STEPS=2", "SAMPLES=0") == 0
+    twin = base_lib.open_adapters(f"{place}/on_run")[2]
+    assert checkpoint.tree_digest(own) == checkpoint.tree_digest(twin)
+    changed = bytearray((folder / "model.safetensors").read_bytes())
+    changed[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(changed)
+    with pytest.raises(errors.StorageError, match="JI-LORA-005"):
+        serving.load_run(place / "on_hf")
+    shutil.rmtree(folder)
+    with pytest.raises(errors.StorageError, match="JI-LORA-004"):
+        serving.load_run(place / "on_hf")
+
+
 def test_adapters_need_a_model_that_is_there(place, world, tokenizer_path, capsys):
+    with pytest.raises(errors.StorageError, match="JI-LORA-009"):
+        base_lib.open_adapters(f"{place}/base")
     words = ["pretrain", str(place / "model.gin"), f"DATA={world}/corpus.jsonl", "NUM_STEPS=1"]
     words += [f"TOKENIZER={tokenizer_path}", f"RUN_DIR={place}/none", "LORA_RANK=2", *COMMON]
     assert run.main(words) == 78 and "JI-LORA-007" in capsys.readouterr().err
@@ -252,7 +270,7 @@ def test_the_plan_counts_what_is_trained(place, world, capsys):
     words += ["LORA_RANK=4", f"RUN_DIR={place}/plan", "--dry_run", *COMMON]
     assert run.main(words) == 0
     told = capsys.readouterr().err
-    config, found, _ = restored(place / "tuned", 4)
+    _, _, found = base_lib.open_adapters(f"{place}/tuned")
     count = sum(leaf.size for leaf in jax.tree.leaves(found))
     assert f"parameters: {count:,} in adapters" in told and "base, not trained" in told
 
