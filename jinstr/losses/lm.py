@@ -134,7 +134,8 @@ def _nll_backward(z_loss, softcap, chunk_bytes, residuals, cotangents):
     scale = cotangents[0]
     if isinstance(scale, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
-    grad_head = None if grad_head is None else grad_head * scale
+    if grad_head is not None:  # in the type of the head, as it is added to that of a tied embedding
+        grad_head = (grad_head * scale).astype(grad_head.dtype)
     return grad_hidden * scale.astype(grad_hidden.dtype), grad_head, None, None
 
 

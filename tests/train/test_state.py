@@ -1,9 +1,11 @@
 """The training step: the same on every mesh, the same however the batch is cut, and right about its denominator."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jinstr.models import config as config_lib
@@ -155,3 +157,23 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number():
             np.testing.assert_array_equal(a, b)
         moved = [not np.array_equal(b, c) for b, c in zip(*map(jax.tree.leaves, (second, third)))]
         assert sum(moved) > len(moved) / 2  # negative control: the next step moves them
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_in_bfloat16_are_those_in_float32_but_for_rounding(tied):
+    """Tied, the embedding's gradient is a sum of two, which must be of one type."""
+    config = dataclasses.replace(MODEL, tie_embeddings=tied)
+    params = state_lib.decoder.init_params(config, jax.random.key(0))
+
+    def gradients(dtype, batch):
+        model = dataclasses.replace(config, compute_dtype=dtype)
+        return jax.grad(lambda p: state_lib.nll_sum(model, p, batch, RULES)[0])(params)
+
+    batch = batch_of()
+    want, got = gradients("float32", batch), gradients("bfloat16", batch)
+    other = gradients("float32", batch_of(1))
+    norm, far = optax.tree.norm(want), optax.tree.norm(optax.tree.sub(other, want))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(got))
+    # bfloat16 keeps 8 bits, and some ten roundings follow each other.
+    assert optax.tree.norm(optax.tree.sub(got, want)) < 0.02 * norm
+    assert far > 0.2 * norm  # negative control: another batch
