@@ -22,7 +22,7 @@ from jinstr.models import config as config_lib
 from jinstr.models import hf_config, hf_layout
 
 INDEX = "model.safetensors.index.json"
-_TYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
+TYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 # Bounds of what is parsed: real headers hold some 100 bytes a tensor.
 _MOST_JSON, _MOST_HEADER = 1 << 24, 1 << 23
 # Written by old versions, computed from config.json by everyone.
@@ -51,15 +51,15 @@ def open_checkpoint(folder: str | pathlib.Path) -> Checkpoint:
         raise errors.StorageError(
             "JI-HF-010", f"{folder}: no config.json; give the folder of a model"
         )
-    values = _read_json(path)
+    values = read_json(path)
     config = hf_config.from_hf(values, str(path))
     shapes, files = {}, {}
     for file in _shards(folder):
-        for name, (kind, shape) in _header(file).items():
+        for name, (kind, shape) in read_header(file).items():
             if name in shapes:
                 raise errors.StorageError("JI-HF-011", f"{file}: {name} is also in {files[name]}")
-            if kind not in _TYPES and not name.endswith(_IGNORED):
-                known = ", ".join(_TYPES)
+            if kind not in TYPES and not name.endswith(_IGNORED):
+                known = ", ".join(TYPES)
                 raise errors.StorageError(
                     "JI-HF-012", f"{file}: {name} is of type {kind}; supported: {known}"
                 )
@@ -68,7 +68,7 @@ def open_checkpoint(folder: str | pathlib.Path) -> Checkpoint:
     return Checkpoint(folder=folder, config=config, values=values, files=files)
 
 
-def _read_json(path: pathlib.Path) -> dict:
+def read_json(path: pathlib.Path) -> dict:
     if path.stat().st_size > _MOST_JSON:
         raise errors.StorageError(
             "JI-HF-013", f"{path}: {path.stat().st_size:,} bytes are too many"
@@ -86,7 +86,7 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a folder, by its index where there is one."""
     index, single = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
-        names = _read_json(index).get("weight_map")
+        names = read_json(index).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise errors.StorageError("JI-HF-014", f"{index}: no weight_map of file names")
         for name in names.values():
@@ -113,7 +113,7 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def _header(file: pathlib.Path) -> dict[str, tuple[str, list[int]]]:
+def read_header(file: pathlib.Path) -> dict[str, tuple[str, list[int]]]:
     """Name → (type, shape) of every tensor of a file, after its header and its length were checked."""
     size = file.stat().st_size
     with file.open("rb") as opened:

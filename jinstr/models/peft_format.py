@@ -69,7 +69,7 @@ def read_adapter(
     folder = pathlib.Path(folder)
     values = _checked(folder)
     file = folder / WEIGHTS
-    header = hf_read._header(file)
+    header = hf_read.read_header(file)
     modules = [module for module in _modules(config) if _is_there(file, header, config, module)]
     known = {name for module in modules for name in _names(module, config.num_layers)}
     if not known or known < header.keys():
@@ -108,7 +108,7 @@ def _checked(folder: pathlib.Path) -> dict[str, Any]:
             "JI-PEFT-001",
             f"{folder}: no {WEIGHTS}{why}; save it with PEFT's save_pretrained(…, safe_serialization=True)",
         )
-    values = hf_read._read_json(path)
+    values = hf_read.read_json(path)
 
     def refuse(field: str, why: str):
         return errors.ConfigError("JI-PEFT-002", f"{path}: {field} = {values.get(field)!r}: {why}")
@@ -167,10 +167,10 @@ def _is_there(file: pathlib.Path, header: dict, config, module: _Module) -> bool
     for number, name in enumerate(names):
         kind, shape = header[name]
         wanted = [size_out, rank] if number % 2 else [rank, size_in]
-        if shape != wanted or kind not in hf_read._TYPES:
+        if shape != wanted or kind not in hf_read.TYPES:
             raise errors.StorageError(
                 "JI-PEFT-003",
-                f"{file}: {name} is {kind} {shape}, but this model makes it {wanted} ({', '.join(hf_read._TYPES)})",
+                f"{file}: {name} is {kind} {shape}, but this model makes it {wanted} ({', '.join(hf_read.TYPES)})",
             )
     return True
 
