@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jinstr import errors
 from jinstr.models import attention, layers
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
@@ -79,12 +80,23 @@ def abstract_params(config: config_lib.DecoderConfig) -> dict:
 
 
 def param_shardings(config: config_lib.DecoderConfig, mesh, rules: mesh_lib.AxisRules) -> dict:
-    """Parameter tree with NamedSharding leaves."""
-    return jax.tree.map(
-        lambda spec: jax.sharding.NamedSharding(mesh, spec),
-        _structure(config, rules)[2],
-        is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec),
-    )
+    """Parameter tree with NamedSharding leaves. Errors: ConfigError for sizes that do not divide over the mesh."""
+    _, shapes, specs = _structure(config, rules)
+
+    def place(path, leaf, spec):
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        for size, axes in zip(leaf.shape, spec):
+            count = mesh_lib.devices_along(mesh, axes)
+            if size % count:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise errors.ConfigError(
+                    "JI-MODEL-008",
+                    f"{name} {list(leaf.shape)} does not divide over {count} devices ({axes}); choose another MESH_… "
+                    "(or a vocabulary that is rounded up)",
+                )
+        return sharding
+
+    return jax.tree_util.tree_map_with_path(place, shapes, specs)
 
 
 def init_params(config: config_lib.DecoderConfig, key: jax.Array) -> dict:

@@ -54,12 +54,21 @@ class _Fields:
             raise self.refuse(field, "a positive whole number is needed")
         return value
 
-    def number(self, field: str, default: float = 0.0) -> float:
+    def number(self, field: str, default: float = 0.0, above: float = -1e-300) -> float:
         value = self.values.get(field)
         value = default if value is None else value
-        if type(value) not in (int, float) or not 0 <= value < float("inf"):
-            raise self.refuse(field, "a number of at least 0 is needed")
+        if type(value) not in (int, float) or not above < value < float("inf"):
+            raise self.refuse(
+                field, f"a number {'above' if above >= 0 else 'of at least'} 0 is needed"
+            )
         return float(value)
+
+    def part(self, field: str) -> _Fields:
+        """An object within the object; empty where there is none."""
+        value = self.values.get(field)
+        if not isinstance(value, dict | None):
+            raise self.refuse(field, "an object is needed")
+        return _Fields(value or {}, f"{self.where}: {field}")
 
     def flag(self, field: str, default: bool) -> bool:
         value = self.values.get(field)
@@ -70,7 +79,7 @@ class _Fields:
 
     def activation(self, field: str) -> str:
         value = self.values.get(field)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
             raise self.refuse(field, f"this activation is not supported, only {known}")
         return _ACTIVATIONS[value]
@@ -125,7 +134,7 @@ def from_hf(values: Mapping[str, Any], where: str = "config.json") -> config_lib
         "mlp_size": fields.size("intermediate_size"),
         "max_positions": fields.size("max_position_embeddings"),
         "tie_embeddings": fields.flag("tie_word_embeddings", family.startswith("gemma")),
-        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+        "norm_epsilon": fields.number("rms_norm_eps", 1e-6, above=0),
     }
     if "num_key_value_heads" in values and heads % read["num_kv_heads"]:
         raise fields.refuse("num_key_value_heads", f"{heads} heads are no multiple of it")
@@ -152,7 +161,7 @@ def _neox(fields: _Fields) -> dict:
         "num_kv_heads": heads,
         "head_dim": max(1, fields.size("hidden_size") // heads),
         "norm": "layer",
-        "norm_epsilon": fields.number("layer_norm_eps", 1e-5),
+        "norm_epsilon": fields.number("layer_norm_eps", 1e-5, above=0),
         "parallel_residual": fields.flag("use_parallel_residual", True),
         "activation": fields.activation("hidden_act"),
         "gated_mlp": False,
@@ -205,7 +214,11 @@ def _windows(fields: _Fields, family: str, layers: int) -> dict:
         pattern = ["local" if local(i) else "global" for i in range(layers)]
     else:
         names = {"sliding_attention": "local", "full_attention": "global"}
-        if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(names):
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != layers
+            or any(k not in list(names) for k in kinds)
+        ):
             raise fields.refuse("layer_types", f"{layers} of {', '.join(names)} are needed")
         pattern = [names[kind] for kind in kinds]
     if "local" not in pattern:
@@ -223,44 +236,45 @@ def _shortest(pattern: Sequence[str]) -> Sequence[str]:
 
 def _rope(fields: _Fields, family: str) -> dict:
     """Rotary settings, from either layout."""
-    values = fields.values
-    scaling, found = dict(values.get("rope_scaling") or {}), {}
-    theta = fields.number("rope_theta", 1_000_000.0 if family == "gemma3_text" else 10_000.0)
-    local = fields.number("rope_local_base_freq", 10_000.0)
-    share = 1.0
+    scaling = fields.part("rope_scaling")
+    default = 1_000_000.0 if family == "gemma3_text" else 10_000.0
+    theta, share, local = (
+        "rope_theta",
+        1.0,
+        fields.number("rope_local_base_freq", 10_000.0, above=0),
+    )
     if family == "gpt_neox":
-        theta, share = fields.number("rotary_emb_base", 10_000.0), fields.number("rotary_pct", 0.25)
-    new = values.get("rope_parameters")
-    if new:
-        nested = family == "gemma3_text" and "full_attention" in new
-        scaling = dict(new["full_attention"] if nested else new)
-        theta, share = scaling.get("rope_theta", theta), scaling.get("partial_rotary_factor", share)
-        if nested:
-            local = new["sliding_attention"].get("rope_theta", local)
-            if new["sliding_attention"].get("rope_type", "default") != "default":
-                raise fields.refuse(
-                    "rope_parameters", "scaled positions of local layers are not supported"
-                )
+        theta, share = "rotary_emb_base", fields.number("rotary_pct", 0.25)
+    theta = fields.number(theta, default, above=0)
+    if fields.values.get("rope_parameters"):
+        scaling = fields.part("rope_parameters")
+        if family == "gemma3_text" and "full_attention" in scaling.values:
+            sliding = scaling.part("sliding_attention")
+            local = sliding.number("rope_theta", local, above=0)
+            if sliding.values.get("rope_type", "default") != "default":
+                raise scaling.refuse("sliding_attention", "scaled local layers are not supported")
+            scaling = scaling.part("full_attention")
+        theta = scaling.number("rope_theta", theta, above=0)
+        share = scaling.number("partial_rotary_factor", share)
     if share != 1.0 and family != "gpt_neox":
-        raise fields.refuse("rope_parameters", "partial rotation is supported for GPT-NeoX only")
-    found |= {"rope_theta": float(theta), "rotary_share": float(share)}
+        raise scaling.refuse("partial_rotary_factor", "supported for GPT-NeoX only")
+    found = {"rope_theta": theta, "rotary_share": share}
     if family == "gemma3_text":
-        found["rope_local_theta"] = float(local)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+        found["rope_local_theta"] = local
+    name = "rope_type" if "rope_type" in scaling.values else "type"
+    kind = scaling.values.get(name, "default")
     if kind == "default":
         return found
-    field = "rope_parameters" if new else "rope_scaling"
     if kind not in ("linear", "llama3"):
-        raise fields.refuse(
-            field, f"scaling of positions by {kind!r} is not supported, only linear and llama3"
+        raise scaling.refuse(
+            name, f"scaling of positions by {kind!r} is not supported, only linear and llama3"
         )
-    part = _Fields(scaling, f"{fields.where}: {field}")
-    found |= {"rope_scaling": kind, "rope_factor": part.number("factor", 1.0)}
+    found |= {"rope_scaling": kind, "rope_factor": scaling.number("factor", 1.0, above=0)}
     if kind == "llama3":
         found |= {
-            "rope_low_frequency": part.number("low_freq_factor", 1.0),
-            "rope_high_frequency": part.number("high_freq_factor", 4.0),
-            "rope_original_positions": part.size("original_max_position_embeddings"),
+            "rope_low_frequency": scaling.number("low_freq_factor", 1.0, above=0),
+            "rope_high_frequency": scaling.number("high_freq_factor", 4.0, above=0),
+            "rope_original_positions": scaling.size("original_max_position_embeddings"),
         }
     return found
 

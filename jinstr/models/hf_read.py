@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -54,7 +55,7 @@ def open_checkpoint(folder: str | pathlib.Path) -> Checkpoint:
     values = read_json(path)
     config = hf_config.from_hf(values, str(path))
     shapes, files = {}, {}
-    for file in _shards(folder):
+    for file in shards(folder):
         for name, (kind, shape) in read_header(file).items():
             if name in shapes:
                 raise errors.StorageError("JI-HF-011", f"{file}: {name} is also in {files[name]}")
@@ -82,7 +83,7 @@ def read_json(path: pathlib.Path) -> dict:
     return values
 
 
-def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+def shards(folder: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a folder, by its index where there is one."""
     index, single = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
@@ -138,7 +139,8 @@ def _check_shapes(folder: pathlib.Path, config, shapes: dict[str, tuple[int, ...
     """Every tensor of the model is there, in its shape, and nothing else is."""
     # Before the model's tree is built: a config.json may claim anything.
     layers = 1 + max(
-        [int(p) for n in shapes for p in n.split(".")[:3] if p.isdecimal()], default=-1
+        [int(p) for n in shapes for p in n.split(".")[:3] if re.fullmatch(r"[0-9]{1,6}", p)],
+        default=-1,
     )
     if layers != config.num_layers:
         raise errors.StorageError(
@@ -196,6 +198,15 @@ class _Reader:
             found = rows[start - first * config.head_dim : stop - first * config.head_dim]
         return found.T if place.transposed else found
 
+    def leaf(self, place: hf_layout.Place, like: jax.ShapeDtypeStruct, index: tuple) -> np.ndarray:
+        """What stands at `index` of a leaf, all layers."""
+        if "{}" not in place.name:
+            return np.ascontiguousarray(self.read(place, 0, index).astype(like.dtype))
+        out = np.empty([len(range(*i.indices(n))) for i, n in zip(index, like.shape)], like.dtype)
+        for row, layer in enumerate(range(*index[0].indices(like.shape[0]))):
+            out[row] = self.read(place, layer, index[1:])
+        return out
+
 
 def load_params(checkpoint: Checkpoint, abstract: dict, progress: bool = True) -> dict:
     """Parameters on the shardings and in the types of `abstract` (a tree of ShapeDtypeStruct with sharding).
@@ -211,17 +222,13 @@ def load_params(checkpoint: Checkpoint, abstract: dict, progress: bool = True) -
               disable=not progress) as bar:  # fmt: skip
         for path, place in all_places.items():
             leaf = hf_layout.leaf_of(abstract, path)
-            stacked = "{}" in place.name
+            read: dict = {}  # devices that hold the same slices share them
 
-            def slices(index, leaf=leaf, place=place, stacked=stacked):
-                index = tuple(index)
-                if not stacked:
-                    return np.ascontiguousarray(reader.read(place, 0, index).astype(leaf.dtype))
-                shape = [len(range(*i.indices(n))) for i, n in zip(index, leaf.shape)]
-                out = np.empty(shape, leaf.dtype)
-                for row, layer in enumerate(range(*index[0].indices(leaf.shape[0]))):
-                    out[row] = reader.read(place, layer, index[1:])
-                return out
+            def slices(index, leaf=leaf, place=place, read=read):
+                key = str(index)
+                if key not in read:
+                    read[key] = reader.leaf(place, leaf, tuple(index))
+                return read[key]
 
             found[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, slices)
             bar.update(leaf.size)

@@ -82,6 +82,13 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     )
 
 
+def devices_along(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """How many parts the axes of one entry of a PartitionSpec make."""
+    return math.prod(
+        mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())
+    )
+
+
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
     """Sharding of every [B, T] array of a batch."""
     return NamedSharding(mesh, rules.spec("batch", "sequence"))

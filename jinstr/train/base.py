@@ -139,14 +139,37 @@ def _hugging_face(init: str) -> Base:
     if not folder.is_dir():
         raise errors.StorageError("JI-INIT-003", f"INIT={init}: {folder} is not a folder")
     checkpoint = hf_read.open_checkpoint(folder)
+    tokenizer_path = model_files.tokenizer_path(folder)
+    pieces = tokenizer_lib.load(tokenizer_path).vocab_size
+    rows = checkpoint.config.vocab_size
+    if (
+        pieces > rows
+    ):  # a padding token added to the tokenizer alone: its id would be read beyond the table
+        print(
+            f"jinstr: {folder}: {pieces:,} pieces, but {rows:,} rows of the embedding; rows are added"
+        )
+
+    def load(abstract: dict) -> dict:
+        if pieces <= rows:
+            return hf_read.load_params(checkpoint, abstract)
+        found = hf_read.load_params(checkpoint, vocabulary.narrowed(abstract, rows))
+        return vocabulary.widened(found, abstract, {}, rows)
+
     return Base(
         init=init,
         folder=folder,
-        config=checkpoint.config,
-        tokenizer_path=model_files.tokenizer_path(folder),
+        config=_with_rows(checkpoint.config, pieces),
+        tokenizer_path=tokenizer_path,
         template=template_of(init),
-        load=lambda abstract: hf_read.load_params(checkpoint, abstract),
+        load=load,
     )
+
+
+def _with_rows(config: config_lib.DecoderConfig, pieces: int) -> config_lib.DecoderConfig:
+    """The config with a row for every piece: its own where they suffice, else a multiple of 64."""
+    if config.vocab_size >= pieces:
+        return config
+    return dataclasses.replace(config, vocab_size=-(-pieces // 64) * 64)
 
 
 def for_tokenizer(base: Base, tokenizer) -> Base:
@@ -169,10 +192,7 @@ def for_tokenizer(base: Base, tokenizer) -> Base:
             f"it: piece {at} is {theirs} and not {own.piece(at)!r}; leave TOKENIZER out, or extend that one "
             "(jinstr tokenizer BASE=…)",
         )
-    size = base.config.vocab_size
-    if tokenizer.vocab_size > size:
-        size = -(-tokenizer.vocab_size // 64) * 64
-    config = dataclasses.replace(base.config, vocab_size=size)
+    config = _with_rows(base.config, tokenizer.vocab_size)
     pieces = extend.old_pieces(own, tokenizer)
 
     def load(abstract: dict) -> dict:

@@ -8,19 +8,24 @@ from __future__ import annotations
 import pathlib
 
 from jinstr import errors
+from jinstr.models import hf_read
+from jinstr.text import tokenizer as tokenizer_lib
 
 # What a model needs; never .bin, .pt or .py.
-FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md", "LICENSE*")
+FILES = (
+    "*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.jinja", "README.md", "LICENSE*", "NOTICE*",
+    "USE_POLICY*",
+)  # fmt: skip
 
 
 def folder_of(init: str) -> pathlib.Path:
-    """The folder that INIT names; one of the Hugging Face cache is looked up, and downloaded where it is not there."""
+    """The folder that INIT names; a model of the hub is fetched where the cache does not have all of it."""
     if not init.startswith("hf:"):
         return pathlib.Path(init.partition("@")[0])
     if (folder := _local(init)) is not None:
         return folder
     name, _, revision = init.removeprefix("hf:").partition("@")
-    print(f"jinstr: hf:{name} is not in the Hugging Face cache; downloading it", flush=True)
+    print(f"jinstr: hf:{name} is not whole in the Hugging Face cache; downloading it", flush=True)
     return pathlib.Path(_downloaded(name, revision or None))
 
 
@@ -42,13 +47,24 @@ def _local(init: str) -> pathlib.Path | None:
         found = huggingface_hub.snapshot_download(
             name, revision=revision or None, local_files_only=True
         )
-        return pathlib.Path(found)
+        return pathlib.Path(found) if is_whole(pathlib.Path(found)) else None
     except hub_errors.LocalEntryNotFoundError:
         return None
     except ValueError as error:
         raise errors.ConfigError(
             "JI-INIT-004", f"INIT={init}: neither a folder nor a name on the hub ({error})"
         ) from None
+
+
+def is_whole(folder: pathlib.Path) -> bool:
+    """Has a folder of the cache all files of a model? It may hold a tokenizer only, or half a download."""
+    if not (folder / "config.json").is_file() or tokenizer_lib.find(folder) is None:
+        return False
+    try:
+        hf_read.shards(folder)
+    except errors.StorageError:
+        return False
+    return True
 
 
 def _downloaded(name: str, revision: str | None) -> str:

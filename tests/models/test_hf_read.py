@@ -177,6 +177,14 @@ def test_a_model_that_no_architecture_has_is_named():
         (dict(num_key_value_heads=3), "4 heads are no multiple"),
         (dict(rope_scaling={"type": "yarn", "factor": 2.0}), "'yarn' is not supported"),
         (dict(hidden_act="relu"), "hidden_act = 'relu'"),
+        (dict(hidden_act=["silu"]), "hidden_act = "),
+        (dict(rope_theta=0), "rope_theta = 0: a number above 0"),
+        (dict(rope_scaling=["linear"]), "rope_scaling = .*: an object is needed"),
+        (dict(rope_scaling={"type": "linear", "factor": 0}), "rope_scaling: factor = 0"),
+        (dict(rope_parameters=[1]), "rope_parameters = .*: an object is needed"),
+        (dict(rope_parameters={"rope_theta": "x"}), "rope_parameters: rope_theta = 'x'"),
+        (dict(rope_parameters={"rope_theta": 1e4, "rope_type": {}}), "rope_type = {}"),
+        (dict(rms_norm_eps=-1), "rms_norm_eps = -1"),
         (dict(vocab_size=98), r"model.embed_tokens.weight is \[97, 64\], but config.json makes it \[98, 64\]"),
     ],
 )  # fmt: skip
@@ -187,6 +195,50 @@ def test_a_config_that_does_not_fit_is_refused(change, message, tmp_path):
     with pytest.raises(errors.JinstrError, match=message) as caught:
         hf_read.open_checkpoint(tmp_path)
     assert "\n" not in caught.value.message and str(tmp_path) in caught.value.message
+
+
+def test_layer_types_of_another_kind_are_refused(tmp_path):
+    hf_cases.write(tmp_path, "gemma-2")
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for kinds in ([{}] * 7, ["full_attention"], "full_attention", ["chunked_attention"] * 7):
+        path.write_text(json.dumps(values | {"layer_types": kinds}))
+        with pytest.raises(errors.ConfigError, match="layer_types = .* are needed"):
+            hf_read.open_checkpoint(tmp_path)
+
+
+def test_devices_that_hold_the_same_read_it_once(tmp_path, monkeypatch):
+    hf_cases.write(tmp_path, "gpt-neox", vocab_size=96)
+    size = sum(
+        tensor.nbytes
+        for tensor in safetensors.numpy.load_file(tmp_path / "model.safetensors").values()
+    )
+    fused = 2 * sum(  # query, key and value are cut out of one tensor, which each reads whole
+        tensor.nbytes
+        for name, tensor in safetensors.numpy.load_file(tmp_path / "model.safetensors").items()
+        if "query_key_value" in name
+    )
+    read_bytes = []
+    original = hf_read._Reader.slice
+
+    def counted(self, name, index):
+        found = original(self, name, index)
+        read_bytes.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(hf_read._Reader, "slice", counted)
+    for axes in ({"fsdp": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "tensor": 4}):
+        read_bytes.clear()
+        read(tmp_path, mesh=mesh_lib.make_mesh(mesh_lib.MeshConfig(**({"data": 1} | axes))))
+        assert sum(read_bytes) == size + fused
+
+
+def test_a_mesh_that_does_not_divide_a_tensor_is_named(tmp_path):
+    hf_cases.write(tmp_path, "llama")
+    with pytest.raises(
+        errors.ConfigError, match=r"embed.embedding \[97, 64\] does not divide over 2 devices"
+    ):
+        read(tmp_path, mesh=mesh_lib.make_mesh(mesh_lib.MeshConfig(tensor=2)))
 
 
 def _renamed(tensors):
@@ -203,6 +255,7 @@ def _without(name):
         (_without("model.norm.weight"), "no tensor model.norm.weight"),
         (_without("lm_head.weight"), "no tensor lm_head.weight"),
         (_renamed, "says 3 layers, the files hold 8"),
+        (lambda t: t | {f"model.layers.{'9' * 5000}.x": np.zeros(3, np.float32)}, "does not have"),
         (lambda t: t | {"model.extra.weight": np.zeros(3, np.float32)}, "model.extra.weight"),
         (lambda t: t | {"model.norm.weight": np.zeros(64, np.int8)}, "model.norm.weight is of type I8"),
         (lambda t: t | {"model.norm.weight": np.zeros(65, np.float32)}, r"is \[65\], but"),
