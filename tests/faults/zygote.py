@@ -10,6 +10,9 @@ import os
 import select
 import sys
 
+import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.figure  # noqa: F401
+
 import jinstr.commands.pretrain
 import jinstr.commands.resume
 import jinstr.commands.sft
