@@ -82,13 +82,13 @@ def first_state(
     base: base_lib.Base | None,
 ) -> dict:
     """The state before the first step: fresh, with the parameters of a base, or with fresh or read adapters."""
-    state = state_lib.init_state(model, transform, abstract, seed)
     if model.lora.start:
-        _, found = peft_format.read_adapter(model.lora.start, model)
-        return state_lib.adopt_params(state, found, transform)
-    if base is None or model.lora.rank:
-        return state
-    return state_lib.adopt_params(state, base.load(abstract["params"]), transform)
+        _, params = peft_format.read_adapter(model.lora.start, model)
+    elif base is None or model.lora.rank:
+        return state_lib.init_state(model, transform, abstract, seed)
+    else:
+        params = base.load(abstract["params"])
+    return state_lib.state_with(params, transform, abstract, seed)
 
 
 def restore_or_init(

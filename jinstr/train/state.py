@@ -100,32 +100,36 @@ def init_state(
     """Fresh state, made in place on every device."""
 
     def make():
-        init_key, run_key = jax.random.split(jax.random.key(seed))
+        init_key, _ = jax.random.split(jax.random.key(seed))
         params = lora.trained(model, decoder.init_params(model, init_key))
-        state = {
-            "params": params,
-            "opt_state": transform.init(params),
-            "step": jnp.int32(0),
-            "rng": jax.random.key_data(run_key),
-        }
+        state = {"params": params} | _beside(params, transform, seed)
         return state | ({"ema": params} if "ema" in abstract else {})
 
     return jax.jit(make, out_shardings=shardings_of(abstract))()
 
 
-def adopt_params(state: dict, params: dict, transform: optax.GradientTransformation) -> dict:
-    """The state with other starting parameters (a warm start): moments are fresh, the step stays."""
-    place = jax.tree.map(
-        lambda old, new: jax.device_put(new, old.sharding), state["params"], params
-    )
-    opt_shardings = jax.tree.map(lambda leaf: leaf.sharding, state["opt_state"])
-    new = state | {
-        "params": place,
-        "opt_state": jax.jit(transform.init, out_shardings=opt_shardings)(place),
+def state_with(
+    params: dict, transform: optax.GradientTransformation, abstract: dict, seed: int
+) -> dict:
+    """Fresh state around given parameters (a warm start), which it takes over: nothing is held twice on the way."""
+    places = shardings_of(abstract)
+    params = jax.tree.map(jax.device_put, params, places["params"])
+    others = {name: place for name, place in places.items() if name not in ("params", "ema")}
+    make = jax.jit(lambda params: _beside(params, transform, seed), out_shardings=others)
+    state = {"params": params} | make(params)
+    if "ema" in abstract:  # a copy: donated buffers must not be shared
+        state["ema"] = jax.tree.map(jnp.copy, params)
+    return state
+
+
+def _beside(params: dict, transform: optax.GradientTransformation, seed: int) -> dict:
+    """What a fresh state holds besides its parameters."""
+    _, run_key = jax.random.split(jax.random.key(seed))
+    return {
+        "opt_state": transform.init(params),
+        "step": jnp.int32(0),
+        "rng": jax.random.key_data(run_key),
     }
-    if "ema" in state:  # a copy: donated buffers must not be shared
-        new["ema"] = jax.tree.map(jnp.copy, place)
-    return new
 
 
 def cast_params(model: config_lib.DecoderConfig, params: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.testing import faults
+from jinstr.train import base as base_lib
 from jinstr.train import optimizer as optimizer_lib
+from jinstr.train import startup
 from jinstr.train import state as state_lib
 
 MODEL = config_lib.DecoderConfig(
@@ -177,3 +180,41 @@ def test_gradients_in_bfloat16_are_those_in_float32_but_for_rounding(tied):
     # bfloat16 keeps 8 bits, and some ten roundings follow each other.
     assert optax.tree.norm(optax.tree.sub(got, want)) < 0.02 * norm
     assert far > 0.2 * norm  # negative control: another batch
+
+
+def live_bytes():
+    """Bytes of all arrays on devices, each buffer once."""
+    gc.collect()
+    found = {}
+    for array in jax.live_arrays():
+        for shard in array.addressable_shards:
+            found[shard.device, shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
+    return sum(found.values())
+
+
+def test_a_warm_start_is_a_fresh_one_with_other_parameters_and_holds_nothing_twice():
+    mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2))
+    transform = optimizer_lib.make_optimizer(optimizer_lib.OptimizerConfig(), 20)
+    abstract = state_lib.abstract_state(MODEL, transform, mesh, RULES, True)
+    others = live_bytes()
+    fresh = state_lib.init_state(MODEL, transform, abstract, 3)
+    size = live_bytes() - others
+    given = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, fresh["params"])
+    before = live_bytes()
+
+    def load(params):
+        assert live_bytes() == before  # no state is there yet
+        return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), given, params)
+
+    base = base_lib.Base(
+        init="", folder=None, config=MODEL, tokenizer_path="", template="", load=load
+    )
+    state = startup.first_state(MODEL, transform, abstract, 3, base)
+    assert live_bytes() - before == size  # as much as a fresh state, and each buffer its own
+    want = fresh | {"params": given, "ema": given}
+    for a, b, like in zip(*map(jax.tree.leaves, (state, want, abstract)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.sharding.is_equivalent_to(like.sharding, a.ndim) and a.dtype == like.dtype
+    # Negative control: another seed gives another key.
+    other = state_lib.state_with(given, transform, abstract, 4)
+    assert not np.array_equal(other["rng"], fresh["rng"])
