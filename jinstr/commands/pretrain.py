@@ -97,7 +97,7 @@ def pretrain(
     writer = metrics_lib.MetricsWriter(run_dir, **outputs, start_step=start_step)
     meter = flops.Meter(model, before)
     evaluator = state_lib.make_evaluator(model, devices, rules)
-    answers = evaluation.Answers(lora.plain(model), text_tokenizer, None, evaluation_config)
+    answers = evaluation.Answers(model, text_tokenizer, None, evaluation_config)
     begin = [text_tokenizer.bos_id] if text_tokenizer.bos_id >= 0 else []
     prompts = [
         [*begin, *text_tokenizer.encode(text)]
@@ -111,7 +111,7 @@ def pretrain(
             found = evaluation.loss_on(evaluator, whole, loader, devices, rules, data.eval_rows)
             results |= {f"eval/{name}/{key}": value for key, value in found.items()}
         if prompts:
-            params = serving.on_one_device(lora.merge(model, whole))
+            params = serving.on_one_device(whole)
             for text, answer in zip(
                 evaluation_config.sample_prompts, answers.write(params, prompts)
             ):

@@ -108,13 +108,13 @@ def sft(
     writer = metrics_lib.MetricsWriter(run_dir, **outputs, start_step=start_step)
     meter = flops.Meter(model, before)
     evaluator = state_lib.make_evaluator(model, devices, rules)
-    plain = lora.plain(model)
-    answers = evaluation.Answers(plain, tokenizer, chat_template, evaluation_config)
+    answers = evaluation.Answers(model, tokenizer, chat_template, evaluation_config)
     rate = optimizer_lib.make_schedule(optimizer, num_steps, optimizer.learning_rate)
 
     def evaluate(state: dict, step: int) -> dict[str, float]:
         results, whole = {}, lora.join(state["params"], frozen)
-        params = serving.on_one_device(lora.merge(model, whole))
+        # Only for those who ask: with several devices it is one more copy.
+        params = serving.on_one_device(whole) if tasks or evaluation_config.samples else None
         for name, loader in data_set.held_out.items():
             found = evaluation.loss_on(evaluator, whole, loader, devices, rules, data.eval_rows)
             if loader.is_chat and evaluation_config.samples:
@@ -125,7 +125,7 @@ def sft(
         for task in tasks:
             if task.chooses:
                 found = evaluation.choose(
-                    plain, params, tokenizer, chat_template, task, evaluation_config.batch_rows
+                    model, params, tokenizer, chat_template, task, evaluation_config.batch_rows
                 )
             else:
                 found = answers.score(params, task)

@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jinstr.models import attention, decoder, layers
+from jinstr.models import attention, decoder, layers, lora
 from jinstr.models import config as config_lib
 
 # Prompts are read in pieces of this many places, which bounds the [places, slots] scores of the reference attention.
@@ -32,31 +32,43 @@ def _fuse(parts: list[dict]) -> dict:
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def serving_params(config: config_lib.DecoderConfig, params: dict) -> dict:
-    """Parameters for `step`, in the compute type: {"embedding", "head" [D, V], "norm_final", "layers": [L dicts]}."""
+    """Parameters for `step`, in the compute type: {"embedding", "head" [D, V], "norm_final", "layers": [L dicts]}.
+
+    One layer after the other, so that neither float32 sums nor a whole merged model stand beside what is returned.
+    """
+    outside = {name: value for name, value in params.items() if name != "blocks"}
+    layers_L = [_serving_layer(config, params["blocks"], i) for i in range(config.num_layers)]
+    return _serving_outside(config, outside) | {"layers": layers_L}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _serving_outside(config, params: dict) -> dict:
     params = jax.tree.map(lambda leaf: leaf.astype(decoder.compute_dtype(config)), params)
-    unstacked = []
-    for i in range(config.num_layers):
-        block = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
-        projections, mlp = block["attention"], block["mlp"]
-        inward = [mlp["gate"], mlp["up"]] if config.gated_mlp else [mlp["up"]]
-        unstacked.append(
-            {name: value for name, value in block.items() if name.startswith("norm_")}
-            | {name: value for name, value in projections.items() if name.endswith("_norm")}
-            | {
-                "qkv": _fuse([projections[name] for name in ("query", "key", "value")]),
-                "out": projections["out"],
-                "inward": _fuse(inward),
-                "down": mlp["down"],
-            }
-        )
     return {
         "embedding": params["embed"]["embedding"],
         "head": decoder.head_kernel(config, params),
         "norm_final": params["norm_final"],
-        "layers": unstacked,
     }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _serving_layer(config, blocks: dict, i) -> dict:
+    """Layer i, with its adapters added to its kernels."""
+    block = jax.tree.map(lambda leaf: leaf[i], blocks)
+    block = lora.merged_layer(config, block, decoder.compute_dtype(config))
+    projections, mlp = block["attention"], block["mlp"]
+    inward = [mlp["gate"], mlp["up"]] if config.gated_mlp else [mlp["up"]]
+    return (
+        {name: value for name, value in block.items() if name.startswith("norm_")}
+        | {name: value for name, value in projections.items() if name.endswith("_norm")}
+        | {
+            "qkv": _fuse([projections[name] for name in ("query", "key", "value")]),
+            "out": projections["out"],
+            "inward": _fuse(inward),
+            "down": mlp["down"],
+        }
+    )
 
 
 def _linear(layer: dict, x):

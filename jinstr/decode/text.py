@@ -120,6 +120,10 @@ class TextSampler:
         self.params = params
         self._serving = self._sampler.serve(params)
 
+    def forget(self) -> None:
+        """Let go of the parameters and of their copy for steps until the next `use`: each is as large as the model."""
+        self.params = self._serving = None
+
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the answer begins; without a template, of the last question alone."""
         if self.template is not None:

@@ -79,23 +79,49 @@ def merge(config: config_lib.DecoderConfig, params: dict) -> dict:
     A tree without adapters is returned as it is.
     """
     adapters, base = split(params)
-    return _added(adapters, base, config.lora.scale) if adapters else params
+    return merge_into(config, adapters, base) if adapters else params
+
+
+def merge_into(config: config_lib.DecoderConfig, adapters: dict, base: dict) -> dict:
+    """The same, in `base` itself, placed as it is: each kernel goes as its sum comes, so no two models are held."""
+    _add(adapters, base, config.lora.scale)
+    return base
 
 
 def unmerge(config: config_lib.DecoderConfig, merged: dict, adapters: dict) -> dict:
     """The tree that `merge` got, up to the rounding of its sums: its config, what it gave, and the adapters."""
-    return join(adapters, _added(adapters, merged, -config.lora.scale))
+    _, base = split(merged)  # its dicts are new
+    _add(adapters, base, -config.lora.scale)
+    return join(adapters, base)
 
 
-def _added(adapters: dict, base: dict, scale: float) -> dict:
+def merged_layer(config: config_lib.DecoderConfig, block: dict, dtype) -> dict:
+    """`merge` of the parameters of one layer, all in `dtype`: a sum is rounded once, to that."""
+    adapters, base = split(block)
+    sums = _with_sums(adapters, base, config.lora.scale) if adapters else base
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), sums)
+
+
+def _with_sums(adapters: dict, base: dict, scale: float) -> dict:
+    """One layer with its sums in float32."""
     found = dict(base)
     for name, value in adapters.items():
         if "lora_a" in value:
-            kernel = _sum(base[name]["kernel"], value["lora_a"], value["lora_b"], scale)
+            kernel = _plus(base[name]["kernel"], value["lora_a"], value["lora_b"], scale)
             found[name] = base[name] | {"kernel": kernel}
         else:
-            found[name] = _added(value, base[name], scale)
+            found[name] = _with_sums(value, base[name], scale)
     return found
+
+
+def _add(adapters: dict, base: dict, scale: float) -> None:
+    for name, value in adapters.items():
+        if "lora_a" in value:
+            kernel = base[name]["kernel"]
+            kernel_sum = _sum(kernel, value["lora_a"], value["lora_b"], scale)
+            base[name]["kernel"] = jax.device_put(kernel_sum, kernel.sharding)
+        else:
+            _add(value, base[name], scale)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -104,8 +130,12 @@ def _sum(kernel, lora_a, lora_b, scale: float):
     kernel."""
 
     def of_layer(layer):
-        kernel, a, b = layer
-        product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+        return _plus(*layer, scale).astype(kernel.dtype)
 
     return jax.lax.map(of_layer, (kernel, lora_a, lora_b))
+
+
+def _plus(kernel, lora_a, lora_b, scale: float):
+    """kernel + scale · lora_a @ lora_b of one layer, float32."""
+    product = jnp.matmul(lora_a, lora_b, precision=jax.lax.Precision.HIGHEST)
+    return kernel.astype(jnp.float32) + scale * product

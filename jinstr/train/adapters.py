@@ -110,12 +110,6 @@ def restore(
     return checkpointer.restore(step, {weights: _wanted(config, place)})[weights]
 
 
-def added(config: config_lib.DecoderConfig, own: dict, base: dict) -> dict:
-    """Base plus adapters, placed as the base is."""
-    merged = lora.merge(config, lora.join(own, base))
-    return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), merged, base)
-
-
 def everywhere(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
     """Whole on all the devices of a sharding: adapters are small."""
     if isinstance(sharding, NamedSharding):

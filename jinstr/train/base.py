@@ -16,7 +16,7 @@ import jax
 
 from jinstr import errors
 from jinstr.models import config as config_lib
-from jinstr.models import hf_read, vocabulary
+from jinstr.models import hf_read, lora, vocabulary
 from jinstr.text import extend, templates
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import adapters, hub, model_files, storage
@@ -86,15 +86,17 @@ def _run(init: str, weights: str) -> Base:
 
     def load(abstract: dict) -> dict:
         with _checkpoint(init) as (checkpointer, chosen):
-            own = _in_type(abstract, config.param_dtype)
             if (record := adapters.read(folder)) is None:
+                own = _in_type(abstract, config.param_dtype)
                 found = checkpointer.restore(chosen, {weights: own})[weights]
             else:
                 model = dataclasses.replace(config, lora=record.lora)
-                below = recorded(record, folder).load(own)
-                place = adapters.everywhere(jax.tree.leaves(own)[0].sharding)
+                types = jax.numpy.dtype(config.param_dtype), jax.tree.leaves(abstract)[0].dtype
+                narrower = min(types, key=lambda dtype: dtype.itemsize)
+                below = recorded(record, folder).load(_in_type(abstract, narrower))
+                place = adapters.everywhere(jax.tree.leaves(abstract)[0].sharding)
                 found = adapters.restore(checkpointer, chosen, weights, model, place)
-                found = adapters.added(model, found, below)
+                found = lora.merge_into(model, found, below)
             return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), found, abstract)
 
     return Base(
@@ -124,7 +126,7 @@ def _checkpoint(init: str) -> Iterator[tuple[checkpoint_lib.Checkpointer, int]]:
         checkpointer.close()
 
 
-def _in_type(abstract: dict, dtype: str) -> dict:
+def _in_type(abstract: dict, dtype) -> dict:
     """Abstract parameters in another type: a checkpoint is restored in the one that it was saved in."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(

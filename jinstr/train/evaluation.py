@@ -179,6 +179,7 @@ class Answers:
         ):
             _going_on()
             found[number] = answer
+        self._sampler.forget()  # training goes on beside it
         return [found[number] for number in range(len(prompts))]
 
     def score(self, params, task: eval_tasks.EvalTask) -> dict[str, float]:

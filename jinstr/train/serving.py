@@ -11,6 +11,7 @@ from jinstr.models import config as config_lib
 from jinstr.models import decoder
 from jinstr.text import templates as templates_lib
 from jinstr.text import tokenizer as tokenizer_lib
+from jinstr.train import adapters
 from jinstr.train import base as base_lib
 
 
@@ -37,7 +38,8 @@ def load_run(model, step: int | None = None, *, weights: str = "params", templat
 
     step: None takes the newest checkpoint that verifies. weights: "params", or "ema" when the run kept an average.
     template: a name or .jinja path in place of the model's own. Only the weights are read, not the optimizer; adapters
-    are added to the base that they were trained on. A Hugging Face checkpoint is kept in the type it is computed in.
+    are added to the base that they were trained on. That sum and a Hugging Face checkpoint are kept in the type that
+    they are computed in, if it is the narrower one.
     Errors: StorageError when there is no model or no sound checkpoint.
     """
     if step is not None and str(model).startswith("hf:"):
@@ -48,9 +50,11 @@ def load_run(model, step: int | None = None, *, weights: str = "params", templat
     name = template or base.template
     chat_template = templates_lib.load(name, tokenizer) if name else None
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    dtype = base.config.param_dtype if base.is_run else decoder.compute_dtype(base.config)
+    dtype, own = decoder.compute_dtype(base.config), jax.numpy.dtype(base.config.param_dtype)
+    if base.is_run and (adapters.read(base.folder) is None or dtype.itemsize > own.itemsize):
+        dtype = own
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(dtype), sharding=place),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
         decoder.abstract_params(base.config),
     )
     return Run(base.config, base.load(abstract), tokenizer, chat_template, base.step)

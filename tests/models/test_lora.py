@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 
 import jax
 import jax.extend
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from jinstr import errors
+from jinstr.decode import step
 from jinstr.losses import lm
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora
@@ -119,6 +121,46 @@ def test_merged_and_unmerged_agree(params):
     )
     assert kernel.dtype == jnp.bfloat16
     np.testing.assert_allclose(kernel.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_steps_of_decoding_read_the_sums_rounded_once(params):
+    tuned = moved(params)
+    for dtype, far in (("float32", 1e-6), ("bfloat16", 2**-8)):
+        adapted, plain = (
+            dataclasses.replace(config, compute_dtype=dtype) for config in (ADAPTED, PLAIN)
+        )
+        got = step.serving_params(adapted, tuned)
+        want = step.serving_params(plain, lora.merge(ADAPTED, tuned))
+        assert jax.tree.structure(got) == jax.tree.structure(want)
+        for a, b in zip(*map(jax.tree.leaves, (got, want))):
+            assert a.dtype == b.dtype == dtype
+            np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (a, b)), far, 1e-7)
+        # Negative control: the base alone is further away.
+        base = step.serving_params(plain, lora.split(tuned)[1])
+        kernels = [np.asarray(x["layers"][1]["out"]["kernel"], np.float32) for x in (base, want)]
+        assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+
+
+def test_a_sum_is_made_without_a_second_model():
+    """What is alive at once while adapters go into a base, and while the copy for decoding is made."""
+    model = dataclasses.replace(
+        PLAIN, num_layers=8, hidden_size=128, mlp_size=256, param_dtype="bfloat16",
+        compute_dtype="bfloat16", lora=config_lib.LoraConfig(rank=1),
+    )  # fmt: skip
+    tuned = decoder.init_params(model, jax.random.key(0))
+    adapters, base = lora.split(tuned)
+    kernels = [base["blocks"]["mlp"][name]["kernel"] for name in ("gate", "up", "down")]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
+    layer = step._serving_layer.lower(model, tuned["blocks"], 0).compile().memory_analysis()
+    assert layer.output_size_in_bytes < size / 6 and layer.temp_size_in_bytes < size / 3
+    merged = lora.merge(model, tuned)
+    assert not any(kernel.is_deleted() for kernel in kernels)
+    seen = weakref.ref(base["blocks"]["mlp"]["up"]["kernel"])
+    del tuned, kernels
+    found = lora.merge_into(model, adapters, base)
+    assert found is base and seen() is None
+    for a, b in zip(*map(jax.tree.leaves, (found, merged))):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_split_and_join(params):
