@@ -5,10 +5,15 @@ import pathlib
 import re
 import shlex
 
+import jax
 import pytest
 
 from jinstr import cli, run, settings
 from jinstr.commands import generate
+from jinstr.models import config as config_lib
+from jinstr.models import lora
+from jinstr.parallel import mesh as mesh_lib
+from jinstr.train import state as state_lib
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # What each command must be told.
@@ -246,13 +251,41 @@ def test_the_sums_of_a_recipe_that_was_not_run_are_right(path, capsys):
 def test_steps_and_batches_are_those_of_the_sums(capsys):
     by_name = {path.stem: path for path in NOT_RUN}
     assert len(by_name) == 4
-    for name in by_name.keys() - {"lora_7b_one_gpu"}:
+    for name in by_name:
         header = by_name[name].read_text("utf-8").partition("from __gin__")[0]
         found = recipe(by_name[name], capsys)
         assert str(found["data"]["batch_tokens"]) in header
-        assert str(found["loop_config"]["num_steps"] or "two passes") in header
+        passes = {2.0: "two passes", 5.0: "five passes"}
+        steps = found["loop_config"]["num_steps"]
+        assert (str(steps) if steps else passes[found["loop_config"]["epochs"]]) in header
         rows = found["data"]["batch_tokens"] // found["data"]["seq_len"]
         assert rows % found["loop_config"]["microbatches"] == 0
+
+
+def test_what_adapters_on_7b_hold_is_what_their_recipe_says(capsys):
+    (path,) = [path for path in NOT_RUN if path.stem == "lora_7b_one_gpu"]
+    found, header = recipe(path, capsys), path.read_text("utf-8").partition("from __gin__")[0]
+    given = found["execution"]["lora"]
+    model = config_lib.DecoderConfig(
+        vocab_size=32000, hidden_size=4096, num_layers=32, num_heads=32, num_kv_heads=32,
+        head_dim=128, mlp_size=11008, tie_embeddings=False, compute_dtype="bfloat16",
+        lora=config_lib.LoraConfig(
+            rank=given["rank"], alpha=given["alpha"], targets=given["targets"]
+        ),
+    )  # fmt: skip
+    mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1), jax.devices()[:1])
+    frozen = state_lib.abstract_frozen(model, mesh, mesh_lib.AxisRules())
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
+    layers = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen["blocks"]))
+    sums = dict(sums_of(header))
+    for sum_, value in (
+        ("2 * 6.74", size / 1e9),
+        ("2 * 6.48", layers / 1e9),
+        ("20 * 0.040", 20 * lora.count(model) / 1e9),
+    ):
+        assert sums[sum_] == pytest.approx(value, rel=0.011), sum_
+    # What is written makes one more copy of the layers, for which 24 GB are not enough.
+    assert found["evaluation_config"]["samples"] == 0 and size + layers > 24e9
 
 
 def test_overview_lists_all_commands(capsys):
