@@ -96,8 +96,10 @@ def export_adapter(base: base_lib.Base, target: pathlib.Path, dtype: str, weight
     record, model, found = base_lib.open_adapters(base.init, weights)
     unfinished = target.with_name(target.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    name = record.init.removeprefix("hf:")
-    peft_format.write_adapter(unfinished, record.lora, found, model, name, dtype)
+    name, revision = record.init.removeprefix("hf:"), ""
+    if record.init.startswith("hf:") and not pathlib.Path(name).is_absolute():  # of the hub
+        name, _, revision = name.partition("@")
+    peft_format.write_adapter(unfinished, record.lora, found, model, name, dtype, revision)
     if target.exists():
         target.rmdir()
     os.replace(unfinished, target)

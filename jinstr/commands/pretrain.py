@@ -56,7 +56,7 @@ def pretrain(
     started = time.time()
     startup.use_compile_cache()
     run_dir = pathlib.Path(run_dir)
-    model, tokenizer, base = startup.model_for(model, tokenizer, init)
+    model, tokenizer, base = startup.model_for(run_dir, model, tokenizer, init)
     text_tokenizer = tokenizer_lib.load(tokenizer)
     data_set = dataset_lib.load(
         data,

@@ -26,7 +26,6 @@ from jinstr.train import (
     startup,
     summary,
 )
-from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import metrics as metrics_lib
 from jinstr.train import optimizer as optimizer_lib
@@ -58,8 +57,8 @@ def sft(
     started = time.time()
     startup.use_compile_cache()
     run_dir = pathlib.Path(run_dir)
-    base = base_lib.open_base(init)
-    model = startup.with_adapters(config_lib.executed(base.config, execution))
+    base = startup.base_for(run_dir, init)
+    model = startup.with_adapters(run_dir, config_lib.executed(base.config, execution))
     tokenizer_path = base.tokenizer_path
     tokenizer = tokenizer_lib.load(tokenizer_path)
     template = template or base.template or "chatml"

@@ -214,10 +214,12 @@ def write_adapter(
     config: config_lib.DecoderConfig,
     base_name: str,
     dtype: str = "float32",
+    revision: str = "",
 ) -> None:
     """Write adapters for PEFT's `PeftModel.from_pretrained`, vLLM and others.
 
     base_name: the base as they are to find it, a folder or a name on the hub. dtype: bfloat16 | float16 | float32.
+    revision: of the base on the hub; "" = none.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,6 +249,7 @@ def write_adapter(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
+        "revision": revision or None,
         "r": settings.rank,
         "lora_alpha": alpha(settings.rank),
         "lora_dropout": 0.0,

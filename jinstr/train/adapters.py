@@ -57,9 +57,19 @@ def read(run_dir: pathlib.Path) -> Record | None:
         raise errors.StorageError("JI-LORA-003", f"{path} cannot be used: {error!r}") from None
 
 
+def has_steps(run_dir: pathlib.Path) -> bool:
+    """Does a run there go on from checkpoints?"""
+    return any(path.name.isdigit() for path in pathlib.Path(run_dir).glob("checkpoints/*"))
+
+
+def begun(run_dir: pathlib.Path) -> Record | None:
+    """What lora.json says of a run that goes on; None of a new one, and of one that trains everything."""
+    return read(run_dir) if has_steps(run_dir) else None
+
+
 def check_same(run_dir: pathlib.Path, record: Record | None) -> None:
     """A run that has checkpoints goes on with the adapters and the base that it began with. Errors: ConfigError."""
-    if not any(path.name.isdigit() for path in run_dir.glob("checkpoints/*")):
+    if not has_steps(run_dir):
         return
     before = read(run_dir)
     if _essence(before) == _essence(record):
@@ -72,8 +82,8 @@ def check_same(run_dir: pathlib.Path, record: Record | None) -> None:
 
 
 def _essence(record: Record | None) -> tuple | None:
-    """What may not change within a run. The base may move to another place."""
-    return None if record is None else (record.digest, record.lora)
+    """What may not change within a run. The base may move to another place, and what the adapters began as too."""
+    return record and (record.digest, dataclasses.replace(record.lora, start=""))
 
 
 def told_of(record: Record | None) -> str:

@@ -75,6 +75,12 @@ def template_of(init: str) -> str:
 
 def _run(init: str, weights: str) -> Base:
     folder = hub.folder_of(init)
+    step = init.partition("@")[2]
+    if step and not step.isdecimal():
+        raise errors.ConfigError(
+            "JI-INIT-008",
+            f"INIT={init}: {step!r} is no step; give RUN_DIR@NUMBER, or RUN_DIR for the newest",
+        )
     path = folder / "model.json"
     if not path.is_file():
         raise errors.StorageError(
@@ -230,6 +236,8 @@ def record_of(base: Base, lora: config_lib.LoraConfig, run_dir: pathlib.Path) ->
         place = base.init.removeprefix("hf:")
         is_folder = place.startswith(("/", ".", "~")) or pathlib.Path(place).is_dir()
         init = f"hf:{base.folder.resolve()}" if is_folder else base.init
+        if not is_folder and not step and base.folder.parent.name == "snapshots":
+            init = f"{base.init}@{base.folder.name}"  # the commit: a branch moves
     else:
         before = adapters.read(run_dir)
         place = str(base.folder.resolve())

@@ -13,7 +13,6 @@ from jinstr.data import dataset as dataset_lib
 from jinstr.data import readers
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
-from jinstr.train import base as base_lib
 from jinstr.train import hub, startup
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
@@ -35,16 +34,19 @@ def lines(settings: dict) -> Iterator[str]:
 def _model(settings: dict) -> config_lib.DecoderConfig | None:
     if not hub.is_here(settings["init"]):  # a plan downloads nothing
         return None
+    run_dir = pathlib.Path(settings["run_dir"])
     if "model" not in settings:
         try:
-            base = base_lib.open_base(settings["init"])
+            base = startup.base_for(run_dir, settings["init"])
         except errors.StorageError:
             return None
-        return startup.with_adapters(config_lib.executed(base.config, settings["execution"]))
+        return startup.with_adapters(
+            run_dir, config_lib.executed(base.config, settings["execution"])
+        )
     model, tokenizer, init = settings["model"], settings["tokenizer"], settings["init"]
     if init or pathlib.Path(tokenizer).exists():
         try:
-            return startup.model_for(model, tokenizer, init)[0]
+            return startup.model_for(run_dir, model, tokenizer, init)[0]
         except errors.StorageError:
             return None
     return model if model.vocab_size else None

@@ -79,7 +79,7 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
     trained_at = _trained_at(run_dir)
     how = settings["model"] if "model" in settings else settings["execution"]
     own = base_lib.open_base(str(run_dir)).config
-    model = startup.with_adapters(dataclasses.replace(own, lora=how.lora))
+    model = startup.with_adapters(run_dir, dataclasses.replace(own, lora=how.lora))
     if trained_at:  # "auto" is another type on another device
         model = dataclasses.replace(model, compute_dtype=trained_at["compute_dtype"])
     optimizer, rules = settings["optimizer"], settings["rules"]

@@ -28,15 +28,26 @@ def use_compile_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def base_for(run_dir: pathlib.Path, init: str) -> base_lib.Base:
+    """The model that INIT names; of the hub without a revision, it is that which adapters in `run_dir` began on.
+
+    Errors: those of open_base.
+    """
+    before = adapters.begun(run_dir)
+    if before is not None and init.startswith("hf:") and before.init.startswith(f"{init}@"):
+        init = before.init
+    return base_lib.open_base(init)
+
+
 def model_for(
-    given: config_lib.DecoderConfig, tokenizer: str, init: str
+    run_dir: pathlib.Path, given: config_lib.DecoderConfig, tokenizer: str, init: str
 ) -> tuple[config_lib.DecoderConfig, str, base_lib.Base | None]:
     """(model, tokenizer, base) of a pretraining run.
 
     Without INIT the model is the given one, with the tokenizer's vocabulary; with it, the base's, computed as given.
     Errors: ConfigError without a tokenizer, or for one or for a shape that are not the base's.
     """
-    base = base_lib.open_base(init) if init else None
+    base = base_for(run_dir, init) if init else None
     tokenizer = tokenizer or (base.tokenizer_path if base else "")
     if not tokenizer:
         raise errors.ConfigError(
@@ -55,11 +66,15 @@ def model_for(
         return config_lib.with_vocabulary(given, pieces.vocab_size), tokenizer, None
     base_lib.check_shape(given, base)
     base = base_lib.for_tokenizer(base, pieces)
-    return with_adapters(config_lib.executed(base.config, given)), tokenizer, base
+    return with_adapters(run_dir, config_lib.executed(base.config, given)), tokenizer, base
 
 
-def with_adapters(model: config_lib.DecoderConfig) -> config_lib.DecoderConfig:
+def with_adapters(
+    run_dir: pathlib.Path, model: config_lib.DecoderConfig
+) -> config_lib.DecoderConfig:
     """The model with rank, alpha and targets of the PEFT adapter that its adapters begin as, where one is named.
+
+    A run that goes on has them in lora.json and its checkpoints; the adapter may be gone then.
 
     Errors: ConfigError when they were given too; those of peft_format.read_adapter.
     """
@@ -70,7 +85,10 @@ def with_adapters(model: config_lib.DecoderConfig) -> config_lib.DecoderConfig:
             "JI-LORA-008",
             f"rank, alpha and targets come from LORA_INIT={start}; leave LORA_RANK, LORA_ALPHA and LORA_TARGETS out",
         )
-    found, _ = peft_format.read_adapter(start, model)
+    if before := adapters.begun(run_dir):
+        found = before.lora
+    else:
+        found, _ = peft_format.read_adapter(start, model)
     return dataclasses.replace(model, lora=dataclasses.replace(found, start=start))
 
 
@@ -131,7 +149,8 @@ def frozen_base(
     if record is None:
         return {}, None
     abstract = state_lib.abstract_frozen(model, mesh, rules)
-    return base_lib.recorded(record, run_dir).load(abstract), record
+    # Its digest was just taken: `recorded` would read every byte once more.
+    return base_lib.open_base(record.init).load(abstract), record
 
 
 def place_of(model: config_lib.DecoderConfig, mesh) -> dict:

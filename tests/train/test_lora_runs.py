@@ -1,5 +1,6 @@
 """A run of adapters: what it keeps, going on with it, and everybody reading its model as one that is whole."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from jinstr import errors, run
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, hf_write, lora, peft_format
 from jinstr.parallel import mesh as mesh_lib
-from jinstr.train import adapters, checkpoint, serving
+from jinstr.train import adapters, checkpoint, serving, storage
 from jinstr.train import base as base_lib
 from jinstr.train import state as state_lib
 
@@ -93,6 +94,32 @@ def test_readers_get_the_sum_of_base_and_adapters(place, weights):
     older = serving.load_run(place / "tuned", 2, weights=weights)
     for other in (base, older):
         assert np.abs(kernel - other.params["blocks"]["mlp"]["up"]["kernel"]).max() > 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_base_is_read_in_the_type_that_is_wanted(place, dtype, monkeypatch):
+    """Of what a run of adapters stands on no wider copy is made; the sums are rounded once."""
+    asked, recorded = [], base_lib.recorded
+
+    def spied(record, run_dir):
+        base = recorded(record, run_dir)
+
+        def load(abstract):
+            asked.extend(str(leaf.dtype) for leaf in jax.tree.leaves(abstract))
+            return base.load(abstract)
+
+        return dataclasses.replace(base, load=load)
+
+    monkeypatch.setattr(base_lib, "recorded", spied)
+    monkeypatch.setattr(decoder, "compute_dtype", lambda config: jax.numpy.dtype(dtype))
+    got = serving.load_run(place / "tuned").params
+    assert set(asked) == {dtype}
+    _, config, found = base_lib.open_adapters(f"{place}/tuned")
+    base = serving.load_run(place / "base").params  # float32, as it was trained
+    below = jax.tree.map(lambda leaf: leaf.astype(dtype), base)
+    for a, b in zip(*map(jax.tree.leaves, (got, lora.merge(config, lora.join(found, below))))):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_array_equal(a, b)
 
 
 def test_going_on_gives_the_same_bits(place, world):
@@ -183,12 +210,17 @@ def evaluated(folder):
     }
 
 
-def test_a_run_begins_as_an_adapter_of_peft(place, world, capsys):
+def test_a_run_begins_as_an_adapter_of_peft(place, world, capsys, monkeypatch):
+    def refuse(params):
+        raise AssertionError("nobody asks for a copy on one device")
+
+    monkeypatch.setattr(serving, "on_one_device", refuse)
     record, config, found = base_lib.open_adapters(f"{place}/tuned")
     folder = place / "adapter"
     peft_format.write_adapter(folder, record.lora, found, config, f"{place}/base")
-    words = [f"LORA_INIT={folder}", "LEARNING_RATE=1e-2", "HOLDOUT=0.2", "SAMPLES=0", "NUM_STEPS=1"]
-    assert start(place, world, "from_peft", *words) == 0
+    words_of_start = [f"LORA_INIT={folder}", "LEARNING_RATE=1e-2", "HOLDOUT=0.2", "SAMPLES=0"]
+    words_of_start += ["NUM_STEPS=1"]
+    assert start(place, world, "from_peft", *words_of_start) == 0
     # In other kernels and another order of sums than when it was trained, hence not bit for bit.
     began, ended = evaluated(place / "from_peft")[0], evaluated(place / "tuned")
     assert began == pytest.approx(ended[4], rel=1e-6) and abs(began / ended[0] - 1) > 1e-3
@@ -199,6 +231,15 @@ def test_a_run_begins_as_an_adapter_of_peft(place, world, capsys):
     replayed = json.loads((place / "report" / "replay.json").read_text("utf-8"))
     assert {pair["relative"] for pair in replayed["values"].values()} == {0}
     capsys.readouterr()
+    # Going on, all of it is in the run: the folder may be gone, or be in another place.
+    folder.rename(place / "moved_adapter")
+    for path, steps in ((folder, 2), (place / "moved_adapter", 3)):
+        last = [*words_of_start[1:], f"LORA_INIT={path}", f"NUM_STEPS={steps}"]
+        assert start(place, world, "from_peft", *last) == 0
+        assert adapters.read(place / "from_peft").lora.start == str(path)
+    assert evaluated(place / "from_peft")[3] != began
+    last = [*words_of_start[1:], f"LORA_INIT={folder}"]
+    assert start(place, world, "gone", *last) == 74 and "JI-PEFT-001" in capsys.readouterr().err
     words = [f"LORA_INIT={folder}", "LORA_RANK=4", "SAMPLES=0"]
     assert start(place, world, "both", *words) == 78 and "JI-LORA-008" in capsys.readouterr().err
 
@@ -257,9 +298,48 @@ def test_adapters_on_a_hugging_face_model(place, world):
         serving.load_run(place / "on_hf")
 
 
+def test_adapters_stay_with_the_commit_of_the_hub_that_they_began_on(
+    place, world, capsys, monkeypatch
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
+    cache = place / "hub" / "models--org--name"
+    commits = ["0" * 39 + digit for digit in "12"]
+    (cache / "refs").mkdir(parents=True)
+    for seed, commit in enumerate(commits):
+        base, folder = serving.load_run(place / "base"), cache / "snapshots" / commit
+        params = jax.tree.map(lambda leaf, seed=seed: leaf + seed, base.params)
+        hf_write.save(folder, base.config, params, dtype="float32", progress=False)
+        for path in place.glob("base/tokenizer.*"):
+            shutil.copy(path, folder)
+    (cache / "refs" / "main").write_text(commits[0])
+    read, digest = [], storage.digest
+    monkeypatch.setattr(storage, "digest", lambda path: read.append(path.name) or digest(path))
+    words = [*LORA, "SAMPLES=0", "INIT=hf:org/name"]
+    assert start(place, world, "of_hub", *words, "NUM_STEPS=1") == 0
+    assert adapters.read(place / "of_hub").init == f"hf:org/name@{commits[0]}"
+    assert read.count("model.safetensors") == 1  # every byte of a base is read for its digest once
+    (cache / "refs" / "main").write_text(commits[1])
+    assert start(place, world, "of_hub", *words, "NUM_STEPS=2") == 0
+    assert adapters.read(place / "of_hub").init == f"hf:org/name@{commits[0]}"
+    words = ["convert", f"{place}/of_hub", f"OUT={place}/of_hub_out", "ADAPTER=True"]
+    assert run.main(words) == 0
+    told = json.loads((place / "of_hub_out" / "adapter_config.json").read_text("utf-8"))
+    assert (told["base_model_name_or_path"], told["revision"]) == ("org/name", commits[0])
+    # Negative control: the other commit is another base.
+    words = [*LORA, "SAMPLES=0", f"INIT=hf:org/name@{commits[1]}", "NUM_STEPS=3"]
+    capsys.readouterr()
+    assert start(place, world, "of_hub", *words) == 78
+    assert "JI-LORA-006" in capsys.readouterr().err
+
+
 def test_adapters_need_a_model_that_is_there(place, world, tokenizer_path, capsys):
     with pytest.raises(errors.StorageError, match="JI-LORA-009"):
         base_lib.open_adapters(f"{place}/base")
+    with pytest.raises(errors.ConfigError, match="JI-INIT-008.*'latest' is no step"):
+        base_lib.open_base(f"{place}/base@latest")
+    assert base_lib.open_base(f"{place}/base@2").step == 2
     words = ["pretrain", str(place / "model.gin"), f"DATA={world}/corpus.jsonl", "NUM_STEPS=1"]
     words += [f"TOKENIZER={tokenizer_path}", f"RUN_DIR={place}/none", "LORA_RANK=2", *COMMON]
     assert run.main(words) == 78 and "JI-LORA-007" in capsys.readouterr().err
