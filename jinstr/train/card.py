@@ -53,11 +53,14 @@ def facts_of(run_dir, *, step: int = 0, influences: Sequence = ()) -> dict:
     ]
     everything = [*stages, *(stage for found, _ in others for stage in found)]
     rows = [row for stage in everything for row in stage["sources"]]
-    terms = [row["licence"] for row in rows] + [base["licence"] for base in bases]
+    starts = [stage["adapter"] for stage in everything if stage["adapter"]]
+    terms = [found["licence"] for found in (*rows, *bases, *starts)]
     # What a stage that is not there was trained on is not known, and neither is what a base was.
     gaps = [""] * sum(not stage["found"] or not stage["sources"] for stage in everything)
     flags = {
-        name: licences.all_of([*(row[name] for row in rows), *(None for _ in (*bases, *gaps))])
+        name: licences.all_of(
+            [*(row[name] for row in rows), *(None for _ in (*bases, *starts, *gaps))]
+        )
         for name in ("commercial", "redistributable")
     }
     facts = {
@@ -93,6 +96,16 @@ def unchecked(facts: Mapping) -> Iterator[tuple[str, str]]:
         yield (
             f"ベースモデル {base['name']} が何で学習されたかは、この記録にはない",
             f"what the base model {base['name']} was trained on is not part of this record",
+        )
+    for adapter in [stage["adapter"] for stage in _all_stages(facts) if stage["adapter"]]:
+        if not adapter["licence"]:
+            yield (
+                f"学習の始まりのアダプター {adapter['name']} のライセンスは不明",
+                f"the licence of the adapter {adapter['name']}, which training began with, is not known",
+            )
+        yield (
+            f"アダプター {adapter['name']} が何で学習されたかは、この記録にはない",
+            f"what the adapter {adapter['name']} was trained on is not part of this record",
         )
     last = facts["stages"][-1]
     if not last["evaluation"]:
@@ -156,20 +169,24 @@ def _unchecked_of(stage: Mapping) -> Iterator[tuple[str, str]]:
         )
 
 
-def front_matter(facts: Mapping) -> str:
+def front_matter(facts: Mapping, peft_base: tuple[str, str] | None = None) -> str:
     """The YAML at the head of the card, as the Hugging Face Hub reads it."""
     rows = [row for stage in facts["stages"] for row in stage["sources"]]
     # Only addresses of the Hub name its data sets for sure; org/name alone may be a repository elsewhere.
     named = [_HUB_DATASET.fullmatch(row["provenance"]) for row in rows]
     datasets = list(dict.fromkeys(found[1] for found in named if found))
-    base = facts["base"]
+    base = facts["base"]["id"] if facts["base"] else ""
+    if peft_base:
+        base = peft_base[0] if licences.is_hub_name(peft_base[0]) else ""
+    tags = ["jinstr", "japanese", *(stage["command"] for stage in facts["stages"][-1:])]
     values = (
         {"language": ["ja"]}
         | facts["licence"]
-        | {"library_name": "transformers", "pipeline_tag": "text-generation"}
-        | ({"base_model": base["id"]} if base and base["id"] else {})
+        | {"library_name": "peft" if peft_base else "transformers"}
+        | {"pipeline_tag": "text-generation"}
+        | ({"base_model": base} if base else {})
         | ({"datasets": datasets} if datasets else {})
-        | {"tags": ["jinstr", "japanese", *(stage["command"] for stage in facts["stages"][-1:])]}
+        | {"tags": [*tags, "lora"] if peft_base else tags}
     )
     return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
 
@@ -204,8 +221,16 @@ def _stage_name(stage: Mapping) -> str:
     return _COMMANDS.get(stage.get("command", ""), (stage.get("command") or "不明",))[0]
 
 
-def write_card(folder, facts: Mapping) -> pathlib.Path:
-    """Write FOLDER/README.md from what `facts_of` returned; returns its path. Errors: StorageError."""
+def _code(text: str) -> _Ready:
+    """A text as Python and JSON write it."""
+    return _Ready(json.dumps(text, ensure_ascii=False))
+
+
+def write_card(folder, facts: Mapping, peft_base: tuple[str, str] | None = None) -> pathlib.Path:
+    """Write FOLDER/README.md from what `facts_of` returned; returns its path. Errors: StorageError.
+
+    peft_base: of adapters for PEFT, (name, revision or "") of the base that they stand on.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=False,  # `finalize` does it, for Markdown
@@ -225,8 +250,9 @@ def write_card(folder, facts: Mapping) -> pathlib.Path:
     text = environment.get_template("card.md.j2").render(
         facts=facts,
         stages=_all_stages(facts),
-        front_matter=_Ready(front_matter(facts)),
-        own=_Ready(json.dumps(facts["name"], ensure_ascii=False)),
+        front_matter=_Ready(front_matter(facts, peft_base)),
+        own=_code(facts["name"]),
+        peft_base=[_code(word) for word in peft_base or () if word],
     )
     path = pathlib.Path(folder) / FILE
     aside = path.with_name(f".{FILE}.part")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 
 import yaml
@@ -27,6 +28,7 @@ HUB_IDS = frozenset(
     osl-3.0 pddl postgresql unlicense wtfpl zlib""".split()
 )
 _LONGEST_CARD = 1 << 16  # bytes of a README.md or LICENSE that are looked at
+_TEXTS = re.compile(r"(licen[cs]e|notice|use[_-]policy|acceptable[_-]use)", re.IGNORECASE)
 _BEGINNINGS = (  # how the texts of licences that need no name of their own begin
     (r"apache license\s+version 2\.0", "apache-2.0"),
     (r"mit license", "mit"),
@@ -68,6 +70,21 @@ def all_of(flags: Iterable[bool | None]) -> bool | None:
     return True if found and None not in found else None
 
 
+def is_hub_name(word: str) -> bool:
+    """Has it the form org/name?"""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", word))
+
+
+def folder_of(init: str) -> pathlib.Path | None:
+    """The folder of "hf:/folder" or "hf:org/name[@revision]" on this machine; None where it is not there."""
+    word = init.removeprefix("hf:")
+    folder = pathlib.Path(word).expanduser()
+    if folder.is_dir():
+        return folder
+    name, _, revision = word.partition("@")
+    return cached(name, revision or "main") if is_hub_name(name) else None
+
+
 def of_base(init: str) -> dict:
     """What is known of the base that "hf:/folder" or "hf:org/name[@revision]" names, without asking anyone.
 
@@ -76,21 +93,26 @@ def of_base(init: str) -> dict:
     """
     word = init.removeprefix("hf:")
     folder = pathlib.Path(word).expanduser()
-    if folder.is_dir():
-        found = {"name": folder.resolve().name, "id": "", "revision": ""}
-        cached = re.search(r"models--([^/]+)--([^/]+)/snapshots/([^/]+)", str(folder.absolute()))
-        if cached:
-            name = f"{cached[1]}/{cached[2]}"
-            found |= {"name": name, "id": name, "revision": cached[3]}
-        return found | _terms(folder)
     name, _, revision = word.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # a folder that is gone: its own name only
-        return {"name": folder.name, "id": "", "revision": ""} | _terms(None)
+    if folder.is_dir() or not is_hub_name(name):
+        return of_folder(folder)
     found = {"name": name, "id": name, "revision": revision}
-    return found | _terms(_cached(name, revision or "main"))
+    return found | _terms(folder_of(init))
 
 
-def _cached(name: str, revision: str) -> pathlib.Path | None:
+def of_folder(folder: pathlib.Path) -> dict:
+    """The same of weights in a folder. Of a folder that is gone, its own name only is known."""
+    if not folder.is_dir():
+        return {"name": folder.name, "id": "", "revision": ""} | _terms(None)
+    found = {"name": folder.resolve().name, "id": "", "revision": ""}
+    in_cache = re.search(r"models--([^/]+)--([^/]+)/snapshots/([^/]+)", str(folder.absolute()))
+    if in_cache:
+        name = f"{in_cache[1]}/{in_cache[2]}"
+        found |= {"name": name, "id": name, "revision": in_cache[3]}
+    return found | _terms(folder)
+
+
+def cached(name: str, revision: str) -> pathlib.Path | None:
     """The folder of a repository in the Hugging Face cache; None where it is not there."""
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     hub = pathlib.Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
@@ -101,6 +123,24 @@ def _cached(name: str, revision: str) -> pathlib.Path | None:
     commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
     folder = place / "snapshots" / pathlib.Path(commit).name
     return folder if folder.is_dir() else None
+
+
+def copy_texts(folders: Iterable[pathlib.Path], target: pathlib.Path) -> list[str]:
+    """Copy the licences, notices and rules of use that lie in `folders`; returns their names in `target`.
+
+    Another text under a name that is taken gets the name of its folder: LICENSE.folder.txt.
+    """
+    names = []
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            if not _TEXTS.match(path.name) or not path.is_file():
+                continue
+            copy = target / path.name
+            if copy.exists() and copy.read_bytes() != path.read_bytes():
+                copy = target / f"{path.stem}.{folder.resolve().name}{path.suffix}"
+            shutil.copyfile(path, copy)
+            names.append(copy.name)
+    return list(dict.fromkeys(names))
 
 
 def _terms(folder: pathlib.Path | None) -> dict:

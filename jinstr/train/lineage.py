@@ -10,11 +10,11 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from jinstr import errors, redact
 from jinstr.data import sources as sources_lib
-from jinstr.train import metrics, model_files
+from jinstr.train import adapters, licences, metrics, model_files
 
 HUB = "hf:"  # what INIT begins with where the base is a Hugging Face folder or repository
 _OPTIMIZER = (
@@ -74,13 +74,70 @@ def place_of(run_dir: pathlib.Path, init: str) -> tuple[pathlib.Path, int]:
     Runs that were moved together are found: what counts first is where INIT lay beside the recorded RUN_DIR.
     """
     word, _, step = init.partition("@")
-    recorded = str(_settings(run_dir).get("run_dir", ""))
-    places = [pathlib.Path(word)]
-    if recorded:
-        beside = os.path.relpath(word, recorded)
-        places.insert(0, pathlib.Path(os.path.normpath(run_dir.absolute() / beside)))
+    places = _places(run_dir, word)
     found = next((place for place in places if (place / "config.json").is_file()), places[-1])
     return found, int(step) if step.isdigit() else 0
+
+
+def _places(run_dir: pathlib.Path, word: str) -> list[pathlib.Path]:
+    """Where a folder that a run was given may be now: beside the run as it was then, or as it was written."""
+    recorded = str(_settings(run_dir).get("run_dir", ""))
+    place = pathlib.Path(word).expanduser()
+    if not recorded:
+        return [place]
+    beside = os.path.relpath(place, pathlib.Path(recorded).expanduser())
+    return [pathlib.Path(os.path.normpath(run_dir.absolute() / beside)), place]
+
+
+def base_of(run_dir: pathlib.Path, init: str) -> str:
+    """ "hf:…" that a run began with, seen from here: "hf:/folder", or "hf:org/name[@revision]" of the hub.
+
+    "hf:a/b" may be either. It is the hub's where lora.json or a revision says so, or the cache has it; otherwise it is
+    a folder, there or gone, since the name of a folder at home may be that of somebody else's model on the hub.
+    """
+    word = init.removeprefix(HUB)
+    kept = str(read(run_dir / adapters.FILE, {}).get("init", ""))  # resolved when the run began
+    is_kept = kept.startswith(HUB)
+    places = _places(run_dir, word)
+    if is_kept and pathlib.Path(kept.removeprefix(HUB)).is_absolute():
+        places.append(pathlib.Path(kept.removeprefix(HUB)))
+    elif is_kept:
+        return kept
+    for place in places:
+        if place.is_dir():
+            return f"{HUB}{place.absolute()}"
+    name, _, revision = word.partition("@")
+    if licences.is_hub_name(name) and (revision or licences.cached(name, "main")):
+        return init
+    return f"{HUB}{places[0].absolute()}"
+
+
+def adapter_of(run_dir: pathlib.Path) -> pathlib.Path | None:
+    """The folder of the PEFT adapter that a run began as (LORA_INIT), there or gone; None where there was none."""
+    start = _asked_lora(run_dir).get("start")
+    if not isinstance(start, str) or not start:
+        return None
+    places = _places(run_dir, start)
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def _asked_lora(run_dir: pathlib.Path) -> dict:
+    """LoraConfig as it was asked for; sft has it under another name than pretrain."""
+    settings = _settings(run_dir)
+    for name in ("execution", "model"):
+        if isinstance(part := settings.get(name), dict) and isinstance(part.get("lora"), dict):
+            return part["lora"]
+    return {}
+
+
+def _lora(run_dir: pathlib.Path) -> dict:
+    """Rank, alpha and targets that were trained with (those of LORA_INIT are in lora.json only); None without any."""
+    found = read(run_dir / adapters.FILE, {}).get("lora")
+    found = found if isinstance(found, dict) else {}
+    lora = {name: found.get(name) for name in _LORA}
+    if lora["rank"] and not lora["alpha"]:
+        lora["alpha"] = 2 * lora["rank"]  # what 0 stands for
+    return lora
 
 
 def chain(run_dir, step: int = 0) -> tuple[list[dict], str]:
@@ -91,15 +148,42 @@ def chain(run_dir, step: int = 0) -> tuple[list[dict], str]:
     """
     stages: list[dict] = []
     place = pathlib.Path(run_dir)
-    seen: set[pathlib.Path] = set()
+    for place, number in walk(run_dir, step):
+        stages.insert(0, stage(place, number))
+    init = init_of(place)
+    if stages and init.startswith(HUB):
+        return stages, base_of(place, init)
+    if init or not stages:
+        gone = place_of(place, init)[0] if stages else place
+        lacking = {"sources": [], "evaluation": [], "adapter": None}
+        stages.insert(0, {"name": gone.name, "found": False} | lacking)
+    return stages, ""
+
+
+def walk(run_dir, step: int = 0) -> Iterator[tuple[pathlib.Path, int]]:
+    """(directory, step) of a run and of those before it, newest first, as far as they are there."""
+    place, seen = pathlib.Path(run_dir), set()
     while (place / "config.json").is_file() and place.resolve() not in seen:
+        yield place, step
         seen.add(place.resolve())
-        stages.insert(0, stage(place, step))
         init = init_of(place)
         if not init or init.startswith(HUB):
-            return stages, init
+            return
         place, step = place_of(place, init)
-    return [{"name": place.name, "found": False, "sources": [], "evaluation": []}, *stages], ""
+
+
+def origin(run_dir) -> pathlib.Path | None:
+    """The Hugging Face folder that a run goes back to; None where there is none, or it is not here."""
+    for place, _ in walk(run_dir):
+        if (init := init_of(place)).startswith(HUB):
+            return licences.folder_of(base_of(place, init))
+    return None
+
+
+def folders(run_dir) -> list[pathlib.Path]:
+    """Folders of strangers' weights that a run's model was made from and that are here: adapters and base."""
+    found = [adapter_of(place) for place, _ in walk(run_dir)] + [origin(run_dir)]
+    return [folder for folder in dict.fromkeys(found) if folder is not None and folder.is_dir()]
 
 
 def stage(run_dir: pathlib.Path, step: int = 0) -> dict:
@@ -132,7 +216,8 @@ def stage(run_dir: pathlib.Path, step: int = 0) -> dict:
         "batch_tokens": data.get("batch_tokens"),
         "rate_unit": data.get("rate_unit"),
         "optimizer": {name: settings.get("optimizer", {}).get(name) for name in _OPTIMIZER},
-        "lora": {name: (settings.get("lora") or {}).get(name) for name in _LORA},
+        "lora": _lora(run_dir),
+        "adapter": licences.of_folder(adapter) if (adapter := adapter_of(run_dir)) else None,
         "sources": _sources(run_dir, data, last, steps),
         "evaluation": _evaluation(lines, summary.get("accuracy", {})),
         "temperature": settings.get("evaluation_config", {}).get("temperature"),

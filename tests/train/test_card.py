@@ -1,12 +1,18 @@
 """Model cards of real tiny runs and of records made by hand: every licence in its row, every gap named."""
 
+import dataclasses
 import json
 import re
 
+import jax
+import numpy as np
 import pytest
 import yaml
 
 from jinstr import errors, run
+from jinstr.models import config as config_lib
+from jinstr.models import decoder, lora, peft_format
+from jinstr.train import base as base_lib
 from jinstr.train import card, licences, lineage
 
 DATA_HEAD = """from __gin__ import dynamic_registration
@@ -156,14 +162,93 @@ def test_licences_follow_init_and_what_influenced_the_training(tmp_path):
     assert licence_rows(text)["reward", "votes"] == "CC-BY-NC-SA-4.0"
 
 
-def test_adapters_are_told(tmp_path):
-    sft = make_run(tmp_path / "sft", sources=[free("pairs")])
-    assert "LoRA" not in card.write_card(tmp_path, card.facts_of(sft)).read_text("utf-8")
-    config = json.loads((sft / "config.json").read_text("utf-8"))
-    config["settings"]["lora"] = {"rank": 16, "alpha": 32.0, "targets": "query,value"}
-    (sft / "config.json").write_text(json.dumps(config), "utf-8")
+@pytest.fixture(scope="module")
+def begun(world, runs):
+    """A run that began as a stranger's PEFT adapter (LORA_INIT) of rank 3, with alpha left at twice the rank."""
+    config = dataclasses.replace(
+        base_lib.open_base(str(runs / "base")).config, lora=config_lib.LoraConfig(rank=3)
+    )
+    shapes = lora.trained(config, decoder.abstract_params(config))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    peft_format.write_adapter(runs / "somebodys", config.lora, zeros, config, "x/y")
+    (runs / "somebodys/README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n", "utf-8")
+    (runs / "somebodys/NOTICE").write_text("by somebody", "utf-8")
+    words = ["sft", f"DATA={world}/instructions.jsonl", f"INIT={runs}/base", "NUM_STEPS=1"]
+    words += [f"LORA_INIT={runs}/somebodys", f"RUN_DIR={runs}/begun", "SEQ_LEN=128", "SAMPLES=0"]
+    words += ["BATCH_TOKENS=1024", "TENSORBOARD=False", f"CACHE_DIR={runs}/cache", "WORKERS=1"]
+    assert run.main(words) == 0
+    return runs / "begun"
+
+
+def test_adapters_are_told_and_their_licence_counts(begun, runs, tmp_path):
+    text = card.write_card(tmp_path, card.facts_of(begun)).read_text("utf-8")
+    row = "| LoRA | rank 3、alpha 6.0、query,key,value,out,gate,up,down、somebodys から（LORA_INIT） |"
+    assert row in text and str(runs) not in text
+    rows = licence_rows(text)
+    assert rows["アダプター / adapter (begun)", "somebodys"] == "cc-by-nc-4.0 (README.md)"
+    facts = card.facts_of(begun)
+    assert "アダプター somebodys が何で学習されたかは、この記録にはない" in unchecked(text)
+    assert lineage.folders(begun) == [runs / "somebodys"]
+    # The licence alone: with all data free, the adapter's makes the difference.
+    (begun / "data.json").write_text(json.dumps([free("pairs", "CC-BY-NC-4.0")]), "utf-8")
+    (runs / "base/data.json").rename(runs / "data.json")
+    (runs / "base/data.json").write_text(json.dumps([free("t", "CC-BY-NC-4.0")]), "utf-8")
+    try:
+        assert card.facts_of(begun)["licence"] == {"license": "cc-by-nc-4.0"}
+        (runs / "somebodys/README.md").write_text("---\nlicense: mit\n---\n", "utf-8")
+        assert card.facts_of(begun)["licence"]["license_name"] == "mixed-see-card"
+        assert card.facts_of(begun)["commercial"] is None
+    finally:
+        (runs / "data.json").replace(runs / "base/data.json")
+    # Negative control: a run that trained everything.
+    assert facts["stages"][0]["name"] == "base" and not facts["stages"][0]["lora"]["rank"]
+    card.write_card(tmp_path, card.facts_of(runs / "base"))
+    assert "LoRA" not in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_a_relative_folder_of_a_base_is_found_from_anywhere(tmp_path, monkeypatch):
+    """hf:models/llama beside runs/sft, and no name of the hub, where somebody else has a models/llama."""
+    folder = tmp_path / "work/models/llama"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlicense: llama2\n---\n", "utf-8")
+    (folder / "LICENSE.txt").write_text("terms", "utf-8")
+    (folder / "USE_POLICY.md").write_text("policy", "utf-8")
+    (folder / "code.py").write_text("x", "utf-8")
+    sft = make_run(
+        tmp_path / "work/runs/sft", init="hf:models/llama", run_dir="runs/sft",
+        sources=[free("p", "llama2")],
+    )  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     text = card.write_card(tmp_path, card.facts_of(sft)).read_text("utf-8")
-    assert "| LoRA | rank 16、alpha 32.0、query,value |" in text
+    said = licences.front_matter(text)
+    assert said["license"] == "llama2" and "base_model" not in said and "models/llama" not in text
+    copied = licences.copy_texts(lineage.folders(sft), tmp_path / "elsewhere")
+    assert copied == ["LICENSE.txt", "USE_POLICY.md"]
+    folder.rename(tmp_path / "gone")
+    text = card.write_card(tmp_path, card.facts_of(sft)).read_text("utf-8")
+    said = licences.front_matter(text)
+    assert "base_model" not in said and "models/llama" not in text and str(tmp_path) not in text
+    assert "ベースモデル llama のライセンスは不明" in unchecked(text)
+    # Negative controls: what lora.json resolved, a revision, and the cache say that it is a name of the hub.
+    (sft / "lora.json").write_text(json.dumps({"init": "hf:models/llama", "lora": {}}), "utf-8")
+    assert lineage.chain(sft)[1] == "hf:models/llama"
+    (sft / "lora.json").write_text(json.dumps({"init": f"hf:{tmp_path}/gone"}), "utf-8")
+    assert lineage.chain(sft)[1] == f"hf:{tmp_path}/gone"
+    (sft / "lora.json").unlink()
+    (tmp_path / "hub/models--models--llama/snapshots/main").mkdir(parents=True)
+    assert lineage.chain(sft)[1] == "hf:models/llama"
+
+
+def test_texts_of_the_same_name_stay_apart(tmp_path):
+    for name, text in (("a", "one"), ("b", "two"), ("c", "one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "LICENSE.txt").write_text(text, "utf-8")
+    (tmp_path / "out").mkdir()
+    found = licences.copy_texts([tmp_path / name for name in "abc"], tmp_path / "out")
+    assert found == ["LICENSE.txt", "LICENSE.b.txt"]
+    assert [(tmp_path / "out" / name).read_text("utf-8") for name in found] == ["one", "two"]
 
 
 def test_a_stage_that_is_gone_is_named(tmp_path):
