@@ -219,7 +219,7 @@ def write_adapter(
     """Write adapters for PEFT's `PeftModel.from_pretrained`, vLLM and others.
 
     base_name: the base as they are to find it, a folder or a name on the hub. dtype: bfloat16 | float16 | float32.
-    revision: of the base on the hub; "" = none.
+    revision: of the base on the hub; "" = its newest.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,8 @@ def jinstr(folder, *words):
 
 def export(model, out, **settings):
     settings = dict(
-        dtype="float32", weights="params", template="", adapter=False, shard_gigabytes=1.0, max_new_tokens=64
+        dtype="float32", weights="params", template="", adapter=False, base_name="", shard_gigabytes=1.0,
+        max_new_tokens=64,
     ) | settings  # fmt: skip
     return convert_lib.convert(model=str(model), out=str(out), **settings)
 
@@ -80,7 +81,8 @@ def test_the_export_is_the_model(place):
     assert config_lib.executed(config, trained) == trained
     tokenizer = tokenizer_lib.load(place / "out")
     generation = json.loads((place / "out/generation_config.json").read_text())
-    assert tokenizer.piece(generation["eos_token_id"]) == "<|im_end|>"
+    ends = [tokenizer.piece(id) for id in generation["eos_token_id"]]
+    assert ends == ["<|im_end|>", tokenizer.piece(tokenizer.eos_id)]
     assert generation["max_new_tokens"] == 64
 
 
