@@ -131,7 +131,10 @@ _ALL = "query,key,value,out,gate,up,down"
 
 
 def lora(read: Reader, notes: list[Note]) -> list[Setting]:
-    """LORA_RANK, LORA_ALPHA, LORA_TARGETS; nothing for finetuning_type: full. Errors: ConfigError for another type."""
+    """LORA_RANK, LORA_ALPHA, LORA_TARGETS, or LORA_INIT, which has them; nothing for finetuning_type: full.
+
+    Errors: ConfigError for another type.
+    """
     kind = read.get("finetuning_type", "lora")  # their default
     if kind == "full":
         return []
@@ -140,6 +143,8 @@ def lora(read: Reader, notes: list[Note]) -> list[Setting]:
             "JI-IMPORT-004",
             f"{read.file}: finetuning_type = {kind!r}: jinstr trains all parameters (full) or adapters (lora)",
         )
+    if start := _adapter(read, notes):
+        return [Setting("LORA_INIT", start, "adapter_name_or_path: the folder of a PEFT adapter")]
     rank = read.positive("lora_rank", 8)
     alpha = read.get("lora_alpha", float(2 * rank))
     why = "lora_alpha" if read.has("lora_alpha") else "lora_alpha: twice the rank, their default"
@@ -161,6 +166,28 @@ def lora(read: Reader, notes: list[Note]) -> list[Setting]:
         Setting("LORA_ALPHA", alpha, why),
         Setting("LORA_TARGETS", ",".join(dict.fromkeys(targets)), "lora_target"),
     ]
+
+
+def _adapter(read: Reader, notes: list[Note]) -> str:
+    """The folder of the one adapter that training goes on with, or "" where a new one is trained.
+
+    LLaMA-Factory merges others than the last into the base, and with create_new_adapter all: those stay notes.
+    """
+    if not read.has("adapter_name_or_path"):
+        return ""
+    start = read.get("adapter_name_or_path", "").strip()
+    if not start or "," in start or read.get("create_new_adapter", False):
+        read.asked.discard("adapter_name_or_path")  # left over: merge them first
+        return ""
+    if folder := read.get("adapter_folder", ""):
+        start = f"{start.rstrip('/')}/{folder}"
+    own = {"lora_rank", "lora_alpha", "lora_target", "use_rslora"}
+    read.asked |= own
+    if given := sorted(name for name in own if read.has(name)):
+        notes.append(Note(", ".join(given), "those of the adapter hold", NONE))
+    if dropout := read.get("lora_dropout", 0.0):
+        notes.append(Note("lora_dropout", f"adapters have no dropout ({dropout:g} asked)", RESULTS))
+    return start
 
 
 _TEMPLATES = {  # theirs → (jinstr's, what differs)

@@ -145,7 +145,7 @@ _ROWS = {  # keys → (why, effect)
     "use_dora pissa_init pissa_iter pissa_convert": ("plain LoRA, from zero", RESULTS),
     "additional_target modules_to_save": ("nothing but the adapters is trained", RESULTS),
     "adapter_name_or_path create_new_adapter adapter_folder": (
-        "merge that adapter into its base first",
+        "one adapter that goes on being trained becomes LORA_INIT; merge any other into its base first",
         ACT,
     ),
     "quantization_bit quantization_method quantization_type double_quantization": (

@@ -237,6 +237,25 @@ def test_adapters_on_conversations(place, capsys):
     assert "packing" not in changed  # neat_packing is what jinstr does
 
 
+def test_training_goes_on_with_an_adapter(place, capsys):
+    own = LORA + "adapter_name_or_path: saves/first\nadapter_folder: last\n"
+    recipe = imported(place, capsys, own)
+    assert 'LORA_INIT = "saves/first/last"' in recipe and "LORA_RANK" not in recipe
+    lora = resolved(capsys, "sft")["execution"]["lora"]
+    assert (lora["start"], lora["rank"], lora["alpha"]) == ("saves/first/last", 0, 0.0)
+    assert told(recipe, SAME) >= {"lora_alpha, lora_rank, lora_target, use_rslora"}
+    assert "lora_dropout" in told(recipe, CHANGES) and "To do before" not in recipe
+    # Negative controls: adapters that LLaMA-Factory merges into the base, and training without adapters.
+    for changed in (
+        own.replace("saves/first", "saves/first,saves/second"),
+        own + "create_new_adapter: true\n",
+        own.replace("type: lora", "type: full"),
+    ):
+        recipe = imported(place, capsys, changed)
+        assert "LORA_INIT" not in recipe.replace("becomes LORA_INIT", "")
+        assert "adapter_name_or_path" in told(recipe, "To do before")
+
+
 def test_a_recipe_with_adapters_resolves_as_written(place, capsys):
     imported(place, capsys, LORA)
     assert "LORA_RANK" in pathlib.Path("out.gin").read_text("utf-8")
