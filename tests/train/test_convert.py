@@ -55,8 +55,15 @@ def place(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(place, world):
     """A run of adapters on hf:models/llama, started where that is a relative folder."""
-    words = ["sft", "INIT=hf:models/llama", f"DATA={world}/instructions.jsonl", "NUM_STEPS=1"]
-    words += ["LORA_RANK=2", "RUN_DIR=runs/tuned", "SEQ_LEN=128", "BATCH_TOKENS=1024", "SAMPLES=0"]
+    words = ["sft", "INIT=hf:models/llama", f"DATA={world}/instructions.jsonl", "NUM_STEPS=2"]
+    words += [
+        "LORA_RANK=2",
+        "LEARNING_RATE=1e-1",
+        "RUN_DIR=runs/tuned",
+        "SEQ_LEN=128",
+        "BATCH_TOKENS=1024",
+        "SAMPLES=0",
+    ]
     words += ["TENSORBOARD=False", "CACHE_DIR=cache", "WORKERS=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -172,3 +179,39 @@ def test_a_base_that_others_cannot_open_is_refused(tuned, tmp_path):
     finally:
         (tuned / adapters.FILE).write_text(text, "utf-8")
     assert record == adapters.read(tuned)
+
+
+@pytest.mark.peers
+def test_peft_takes_the_adapters_as_the_card_says(place, tuned, tmp_path, monkeypatch):
+    """pip install torch transformers peft; python -m pytest -m peers tests/train/test_convert.py"""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    base = place / "models/llama"
+    export(tuned, tmp_path / "tuned", adapter=True, base_name=str(base))
+    export(tuned, tmp_path / "whole")
+    text = (tmp_path / "tuned/README.md").read_text("utf-8")
+    names = {}
+    monkeypatch.chdir(tmp_path)  # where the card's own name is a folder
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    exec(compile(code.replace("256", "8"), "card", "exec"), names)
+    ids = names["inputs"]["input_ids"]
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(ids).logits
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    got, want = logits(names["model"]), logits(load(tmp_path / "whole"))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # sums in another order
+    assert (logits(load(base)) - want).abs().max() > 1e-2  # negative control
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "whole")
+    assert (
+        generation.eos_token_id
+        == json.loads((tmp_path / "whole" / endings.GENERATION).read_text("utf-8"))["eos_token_id"]
+    )
+    # What the base had for sampling is accepted, and comes back the same.
+    export(f"hf:{base}", tmp_path / "again")
+    transformers.GenerationConfig.from_pretrained(tmp_path / "again").save_pretrained(tmp_path)
+    found = read(tmp_path / endings.GENERATION)
+    assert {name: found[name] for name in SAMPLING} == SAMPLING
