@@ -1,8 +1,9 @@
 """The record of a run: config.gin, operative_config.gin and config.json in its directory.
 
 config.gin runs again as it is, operative_config.gin also holds every default, config.json holds the values that the
-command was called with: {"command", "version", "digest", "settings"}. `read` turns the last one back into arguments;
-a .gin file that lies in a run directory is for people, and no command reads it unasked.
+command was called with: {"command", "version", "digest", "settings"}, and "place", the folder that it was called in,
+where relative paths of the settings begin. `read` turns the last one back into arguments; a .gin file that lies in a
+run directory is for people, and no command reads it unasked.
 """
 
 from __future__ import annotations
@@ -83,14 +84,14 @@ def write(run_dir: pathlib.Path, record: dict[str, Any], config: str, operative:
 
     An earlier record that differs is kept under the next free number (config.1.gin, …). Errors: StorageError.
     """
-    files = {
-        "config.gin": config,
-        "operative_config.gin": operative,
-        "config.json": json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True) + "\n",
-    }
+    files = {"config.gin": config, "operative_config.gin": operative}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         changes = _changes(run_dir / "config.json", record)
+        placed = record | {"place": _place(run_dir / "config.json", changes)}
+        files["config.json"] = (
+            json.dumps(placed, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        )
         if changes:
             _set_aside(run_dir, files)
         for name, text in files.items():
@@ -114,8 +115,16 @@ def _changes(path: pathlib.Path, record: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {old.get(name, missing)!r} before, {new.get(name, missing)!r} now"
         for name in sorted(old.keys() | new.keys())
-        if name != "digest" and old.get(name, missing) != new.get(name, missing)
+        if name not in ("digest", "place") and old.get(name, missing) != new.get(name, missing)
     ]
+
+
+def _place(path: pathlib.Path, changes: list[str]) -> str:
+    """This folder, or that of the first start: the same settings tried elsewhere do not move what they name."""
+    if changes or not path.exists():
+        return os.getcwd()
+    before = json.loads(path.read_text(encoding="utf-8")).get("place")
+    return before if isinstance(before, str) else os.getcwd()
 
 
 def progress(run_dir: pathlib.Path) -> list[tuple[str, int]]:
@@ -185,7 +194,8 @@ def _checked(path: pathlib.Path) -> dict[str, Any]:
         reason = "not there" if isinstance(error, FileNotFoundError) else f"not readable ({error})"
         raise errors.ConfigError("JI-RECORD-001", f"{path} is {reason}; {AGAIN}") from None
     wanted = {"command": str, "version": str, "digest": str, "settings": dict}
-    if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != wanted:
+    kinds = {k: type(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    if kinds not in (wanted, wanted | {"place": str}):
         message = f"{path} is not an object of {', '.join(wanted)}; {AGAIN}"
         raise errors.ConfigError("JI-RECORD-002", message)
     known = [command.name for command in cli.TRAINING.commands]

@@ -27,6 +27,7 @@ HUB_IDS = frozenset(
     llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++
     osl-3.0 pddl postgresql unlicense wtfpl zlib""".split()
 )
+_PARTLY = "not-fully-known-see-card"  # what a base that was trained here may be under, too
 _LONGEST_CARD = 1 << 16  # bytes of a README.md or LICENSE that are looked at
 _TEXTS = re.compile(r"(licen[cs]e|notice|use[_-]policy|acceptable[_-]use)", re.IGNORECASE)
 _BEGINNINGS = (  # how the texts of licences that need no name of their own begin
@@ -49,12 +50,12 @@ def identifier(licence: str) -> str:
 def decide(licences: Iterable[str]) -> dict[str, str]:
     """{"license", and where that is `other` "license_name"} of a model made from material under `licences`; "" = not
     known. See the rule above."""
-    found = [identifier(licence) for licence in licences]
+    found = ["" if (name := identifier(word)) == _PARTLY else name for word in licences]
     known = sorted({licence for licence in found if licence})
     if not known:
         return {"license": "unknown"}
     if "" in found:
-        return {"license": "other", "license_name": "not-fully-known-see-card"}
+        return {"license": "other", "license_name": _PARTLY}
     if len(known) > 1:
         return {"license": "other", "license_name": "mixed-see-card"}
     if known[0] in HUB_IDS:

@@ -81,12 +81,15 @@ def place_of(run_dir: pathlib.Path, init: str) -> tuple[pathlib.Path, int]:
 
 def _places(run_dir: pathlib.Path, word: str) -> list[pathlib.Path]:
     """Where a folder that a run was given may be now: beside the run as it was then, or as it was written."""
+    then = read(run_dir / "config.json", {}).get("place", "")  # what relative paths began at
     recorded = str(_settings(run_dir).get("run_dir", ""))
     place = pathlib.Path(word).expanduser()
+    then = pathlib.Path(then if isinstance(then, str) else "")
+    given = then / place
     if not recorded:
-        return [place]
-    beside = os.path.relpath(place, pathlib.Path(recorded).expanduser())
-    return [pathlib.Path(os.path.normpath(run_dir.absolute() / beside)), place]
+        return [given, place]
+    beside = os.path.relpath(given, then / pathlib.Path(recorded).expanduser())
+    return [pathlib.Path(os.path.normpath(run_dir.absolute() / beside)), given, place]
 
 
 def base_of(run_dir: pathlib.Path, init: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from jinstr import errors, run
+from jinstr import errors, record, run
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora, peft_format
 from jinstr.train import base as base_lib
@@ -241,6 +241,31 @@ def test_a_relative_folder_of_a_base_is_found_from_anywhere(tmp_path, monkeypatc
     assert lineage.chain(sft)[1] == "hf:models/llama"
 
 
+def test_relative_folders_beside_an_absolute_run_dir(tmp_path, monkeypatch):
+    """Where a run was started is recorded: RUN_DIR=/far/away INIT=hf:models/llama, and the card made elsewhere."""
+    started = tmp_path / "work"
+    (started / "models/llama").mkdir(parents=True)
+    (started / "elsewhere").mkdir()
+    settings = {"init": "hf:models/llama", "run_dir": str(tmp_path / "far/away")}
+    monkeypatch.chdir(started)
+    run_dir = tmp_path / "far/away"
+    record.write(run_dir, record.of("sft", "0.1.0", settings), "", "")
+    monkeypatch.chdir(started / "elsewhere")
+    assert lineage.chain(run_dir)[1] == f"hf:{started}/models/llama"
+    # Negative control: a record that does not say it.
+    config = json.loads((run_dir / "config.json").read_text("utf-8"))
+    assert config.pop("place") == str(started)
+    (run_dir / "config.json").write_text(json.dumps(config), "utf-8")
+    assert lineage.chain(run_dir)[1] != f"hf:{started}/models/llama"
+    # The same settings tried in another folder: no change, and what they name stays where it was.
+    (run_dir / "config.json").write_text(json.dumps(config | {"place": str(started)}), "utf-8")
+    assert record.write(run_dir, record.of("sft", "0.1.0", settings), "", "") == []
+    assert lineage.chain(run_dir)[1] == f"hf:{started}/models/llama"
+    record.write(run_dir, record.of("sft", "0.1.0", settings | {"seed": 1}), "", "")
+    now = json.loads((run_dir / "config.json").read_text("utf-8"))
+    assert now["place"] == str(started / "elsewhere")
+
+
 def test_texts_of_the_same_name_stay_apart(tmp_path):
     for name, text in (("a", "one"), ("b", "two"), ("c", "one")):
         (tmp_path / name).mkdir()
@@ -332,6 +357,10 @@ def test_a_base_of_the_hub_cache(tmp_path, monkeypatch):
         (["CC BY-SA 4.0"], {"license": "cc-by-sa-4.0"}),
         (["MIT", "CC-BY-4.0"], {"license": "other", "license_name": "mixed-see-card"}),
         (["MIT", ""], {"license": "other", "license_name": "not-fully-known-see-card"}),
+        (
+            ["MIT", "not-fully-known-see-card"],
+            {"license": "other", "license_name": "not-fully-known-see-card"},
+        ),
         (["public domain"], {"license": "other", "license_name": "public-domain"}),
         (["", ""], {"license": "unknown"}),
         ([], {"license": "unknown"}),
