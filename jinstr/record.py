@@ -122,9 +122,9 @@ def _changes(path: pathlib.Path, record: dict[str, Any]) -> list[str]:
 def _place(path: pathlib.Path, changes: list[str]) -> str:
     """This folder, or that of the first start: the same settings tried elsewhere do not move what they name."""
     if changes or not path.exists():
-        return os.getcwd()
+        return redact.text(os.getcwd())
     before = json.loads(path.read_text(encoding="utf-8")).get("place")
-    return before if isinstance(before, str) else os.getcwd()
+    return before if isinstance(before, str) else redact.text(os.getcwd())
 
 
 def progress(run_dir: pathlib.Path) -> list[tuple[str, int]]:

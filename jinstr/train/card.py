@@ -252,7 +252,7 @@ def write_card(folder, facts: Mapping, peft_base: tuple[str, str] | None = None)
         stages=_all_stages(facts),
         front_matter=_Ready(front_matter(facts, peft_base)),
         own=_code(facts["name"]),
-        peft_base=[_code(word) for word in peft_base or () if word],
+        peft_base=[_code(lineage.published(word)) for word in peft_base or () if word],
     )
     path = pathlib.Path(folder) / FILE
     aside = path.with_name(f".{FILE}.part")

@@ -148,7 +148,10 @@ def test_adapters_leave_with_card_tokenizer_and_the_name_of_their_base(tuned, tm
     compile(code, "card", "exec")
     assert "PeftModel.from_pretrained(base, name)" in code
     assert '"someone/llama", revision="v2"' in code
-    # A folder is no name on the hub.
+    # A folder is no name on the hub, and one of this machine is nothing for a card.
+    export(tuned, tmp_path / "here", adapter=True, base_name="/home/me/models/llama")
+    text = (tmp_path / "here/README.md").read_text("utf-8")
+    assert "/home/me" not in text and '    "llama", dtype="auto"' in text
     export(tuned, tmp_path / "local", adapter=True, base_name="../llama")
     config = read(tmp_path / "local/adapter_config.json")
     assert (config["base_model_name_or_path"], config["revision"]) == ("../llama", None)
@@ -192,7 +195,11 @@ def test_peft_takes_the_adapters_as_the_card_says(place, tuned, tmp_path, monkey
     export(tuned, tmp_path / "whole")
     text = (tmp_path / "tuned/README.md").read_text("utf-8")
     names = {}
-    monkeypatch.chdir(tmp_path)  # where the card's own name is a folder
+    monkeypatch.chdir(tmp_path)  # where the names in the card are folders
+    assert str(base) not in text and str(base) in json.dumps(
+        read(tmp_path / "tuned/adapter_config.json")
+    )
+    (tmp_path / "llama").symlink_to(base)
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     exec(compile(code.replace("256", "8"), "card", "exec"), names)
     ids = names["inputs"]["input_ids"]
