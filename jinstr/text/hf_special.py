@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from jinstr import errors
+from jinstr.text import json_file, surfaces
 
 NAMED = ("tokenizer_config.json", "special_tokens_map.json")  # hold names of tokens
 NUMBERED = ("generation_config.json", "config.json")  # hold ids
+# Files of older programs, and of programs that do not read tokenizer.json; copied along.
+OTHERS = (
+    *("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "spiece.model"),
+    *("vocab.json", "merges.txt"),
+)
 PADS = ("<pad>", "<PAD>", "<PAD|LLM-jp>", "[PAD]", "<|pad|>", "<|padding|>")
 
 _SPARE = re.compile("pad|reserved|unused")
@@ -27,7 +32,11 @@ class Special(NamedTuple):
     def ids(
         self, vocabulary: Mapping[str, int], controls: Set[int], unk: int, path: str
     ) -> tuple[int, int, int]:
-        """(bos or -1, eos, pad). Errors: ConfigError when no end of text is named, or the name is not a token."""
+        """(bos or -1, eos, pad).
+
+        pad is a token of text only where the end of text is the only other choice; see `HfTokenizer`.
+        Errors: ConfigError when no end of text is named, or the name is not a token.
+        """
         names, numbers = dict(self.names), dict(self.numbers)
 
         def find(name: str) -> int:
@@ -50,20 +59,22 @@ class Special(NamedTuple):
         bos = bos if bos in known else -1
         others = sorted((id, piece) for piece, id in vocabulary.items() if id in controls)
         spare = [id for id, piece in others if _SPARE.search(piece.lower())]
-        named = [find("pad"), *(vocabulary.get(piece, -1) for piece in PADS), *spare, unk]
+        pieces = {id: piece for piece, id in vocabulary.items()}
+        candidates = [find("pad"), *(vocabulary.get(piece, -1) for piece in PADS)]
+        # A pad_token_id of 0 may be "!": tokens of text are passed over, even where a file names them.
+        named = [
+            id
+            for id in candidates
+            if id in controls or id == unk or surfaces.is_markup(pieces.get(id, ""))
+        ]
         # Last those that a chat template may end a turn with: padding must differ from them too.
         rest = sorted(others, key=lambda token: (token[0] == bos, bool(_ENDS.search(token[1]))))
-        order = [*named, *(id for id, _ in rest), *sorted(known)[:2]]
+        order = [*named, *spare, unk, *(id for id, _ in rest), *sorted(known)[:2]]
         return bos, eos, next(id for id in order if id in known and id != eos)
 
 
 def _read(path: pathlib.Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise errors.ConfigError("JI-TOKENIZER-015", f"{path}: not JSON ({error})") from None
+    value = json_file.read(path, "JI-TOKENIZER-015") if path.is_file() else {}
     return value if isinstance(value, dict) else {}
 
 
@@ -86,13 +97,39 @@ def read(folder: pathlib.Path) -> Special:
     return Special(tuple(sorted(names.items())), tuple(sorted(numbers.items())))
 
 
+def added(folder: pathlib.Path) -> list[tuple[int, str]]:
+    """(id, text) of the tokens that added_tokens.json and tokenizer_config.json add to a SentencePiece model."""
+    found: dict[int, str] = {}
+    for piece, id in _read(folder / "added_tokens.json").items():
+        if isinstance(id, int):
+            found[id] = piece
+    listed = _read(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    for id, token in listed.items() if isinstance(listed, dict) else ():
+        if id.isdecimal() and isinstance(token, dict):
+            found[int(id)] = str(token.get("content"))
+    return [(id, piece.replace(surfaces.SPACE, " ")) for id, piece in sorted(found.items())]
+
+
 def completed(folder: pathlib.Path, tokenizer) -> dict:
-    """The tokenizer_config.json of a folder with the special tokens of the tokenizer written into it."""
-    facts = _read(folder / "tokenizer_config.json")
+    """The tokenizer_config.json of a folder with the special tokens of the tokenizer written into it.
+
+    pad_token is null where padding is a token of text, see `HfTokenizer`.
+    """
+    return _named(_read(folder / "tokenizer_config.json"), tokenizer)
+
+
+def completed_map(folder: pathlib.Path, tokenizer) -> dict:
+    """The special_tokens_map.json of a folder, likewise; tokens that there are none of are left out."""
+    facts = _named(_read(folder / "special_tokens_map.json"), tokenizer)
+    return {name: value for name, value in facts.items() if value}
+
+
+def _named(facts: dict, tokenizer) -> dict:
     for name, id in (
         ("bos_token", tokenizer.bos_id),
         ("eos_token", tokenizer.eos_id),
         ("pad_token", tokenizer.pad_id),
     ):
-        facts[name] = tokenizer.piece(id) if id >= 0 else None
+        is_text = id != tokenizer.unk_id and not tokenizer.is_control(id)
+        facts[name] = None if id < 0 or is_text else tokenizer.piece(id)
     return facts

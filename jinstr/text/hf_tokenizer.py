@@ -20,7 +20,7 @@ import tokenizers
 import xxhash
 
 from jinstr import errors
-from jinstr.text import hf_special, surfaces
+from jinstr.text import hf_special, json_file, surfaces
 from jinstr.text import normalise as normalise_lib
 
 NEVER = -1e5  # log-probability; pieces below are there for their ids only
@@ -89,6 +89,8 @@ class HfTokenizer:
     pad_id: the token that the files name; else one called <pad> or the like, else one that is kept in reserve, else the
     unknown token, else any control token; always another than the end of text. Padding has segment id 0 and is masked
     by that, so the token itself means nothing; many Llama, Qwen and NeoX checkpoints name none, or the end of text.
+    Where there is no token but text and its end (GPT-2), it is the first token of the vocabulary, which stays text: it
+    is encoded and decoded as before, and files are published with no pad_token.
     unk_id, bos_id: -1 when there is none.
     """
 
@@ -115,7 +117,9 @@ class HfTokenizer:
         self.bos_id, self.eos_id, self.pad_id = special.ids(
             vocabulary, self._controls, self.unk_id, path
         )
-        self._controls |= {self.eos_id, self.bos_id, self.pad_id} - {self.unk_id, -1}
+        is_pad = surfaces.is_markup(self._pieces[self.pad_id])  # else it is in already, or text
+        named = {self.eos_id, self.bos_id} | ({self.pad_id} if is_pad else set())
+        self._controls |= named - {self.unk_id, -1}
         self._ids = {self._pieces[id]: id for id in self._controls}
         plain = {id for id in added if id not in self._controls}
         self._surfaces = [self._surface(id, id in plain) for id in range(self.vocab_size)]
@@ -302,7 +306,7 @@ def load(path: str | pathlib.Path) -> HfTokenizer:
     Errors: ConfigError when it is no tokenizer, of a kind that is not read, or names no end of text.
     """
     path = pathlib.Path(path)
-    data = path.read_bytes()
+    data = json_file.read_bytes(path, "JI-TOKENIZER-008", json_file.TOKENIZER_LIMIT)
     try:
         facts = json.loads(data)
         model = facts["model"]

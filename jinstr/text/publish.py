@@ -12,8 +12,6 @@ import shutil
 from jinstr.text import chat_templates, hf_special, sentencepiece_json, templates
 from jinstr.text import tokenizer as tokenizer_lib
 
-_OTHERS = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json")
-
 
 def write_tokenizer_files(folder: str | pathlib.Path, tokenizer, template: str) -> list[str]:
     """Write what others need to encode and chat as jinstr does; returns the names of the files.
@@ -29,37 +27,28 @@ def write_tokenizer_files(folder: str | pathlib.Path, tokenizer, template: str) 
     if source.suffix == ".json":
         if not template:
             template = templates.of_folder(source.parent)
-        beside = [source.parent / name for name in _OTHERS]
-        _copy([path for path in beside if path.is_file()], folder)
+        tokenizer_lib.copy_beside(source, folder)
         shutil.copyfile(source, folder / "tokenizer.json")
         config = hf_special.completed(source.parent, tokenizer)
+        names = hf_special.completed_map(source.parent, tokenizer)
     else:
         shutil.copyfile(source, folder / "tokenizer.model")
         made = sentencepiece_json.convert(tokenizer)
         made.save(str(folder / "tokenizer.json"))
         config = _config(tokenizer, made)
+        named = ("bos_token", "eos_token", "pad_token", "unk_token")
+        names = {name: config[name] for name in named if config[name]}
     chat = _chat_template(template, tokenizer)
     config.pop("chat_template", None)
     if chat:
         config["chat_template"] = chat
         (folder / "chat_template.jinja").write_text(chat, "utf-8")
     _write_json(folder / "tokenizer_config.json", config)
-    names = {
-        name: config[name]
-        for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-        if config.get(name)
-    }
     _write_json(folder / "special_tokens_map.json", names)
     return sorted(path.name for path in folder.iterdir() if path.name in _NAMES)
 
 
-_NAMES = {*_OTHERS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-
-
-def _copy(paths: list[pathlib.Path], folder: pathlib.Path) -> None:
-    for path in paths:
-        if path.resolve() != (folder / path.name).resolve():
-            shutil.copyfile(path, folder / path.name)
+_NAMES = {*hf_special.OTHERS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:

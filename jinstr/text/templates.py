@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jinstr import errors
+from jinstr.text import json_file
 
 ALPACA = "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
 ALPACA_INPUT = "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。要求を適切に満たす応答を書きなさい。"
 STORMY = "以下はタスクを説明する指示です。要求を適切に満たすような返答を書いてください。\n"
 LLAMA2 = "あなたは誠実で優秀な日本人のアシスタントです。"
 LLAMA3 = LLAMA2 + "特に指示が無い場合は、常に日本語で回答してください。"
+
+
+LONGEST = 1_000_000  # bytes of a .jinja file; the longest published ones have some 20,000
 
 
 class Part(NamedTuple):
@@ -328,7 +331,7 @@ def load(name: str, tokenizer) -> Template:
 def read(path: str) -> str:
     """The text of a .jinja file. Errors: ConfigError when it cannot be read."""
     try:
-        return pathlib.Path(path).read_text("utf-8")
+        return json_file.read_bytes(pathlib.Path(path), "JI-TEMPLATE-005", LONGEST).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise errors.ConfigError("JI-TEMPLATE-005", f"{path}: {error}") from None
 
@@ -345,12 +348,10 @@ def of_folder(folder: str | pathlib.Path) -> str:
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return ""
-    try:
-        found = json.loads(config.read_bytes()).get("chat_template")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise errors.ConfigError("JI-TEMPLATE-009", f"{config}: {error}") from None
+    facts = json_file.read(config, "JI-TEMPLATE-009")
+    found = facts.get("chat_template") if isinstance(facts, dict) else None
     if isinstance(found, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in found}
+        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         found = named.get("default")
     if not isinstance(found, str) or not found:
         return ""

@@ -21,10 +21,11 @@ import sentencepiece
 import xxhash
 
 from jinstr import errors
-from jinstr.text import hf_special, hf_tokenizer, surfaces
+from jinstr.text import hf_special, hf_tokenizer, json_file, surfaces
 from jinstr.text import normalise as normalise_lib
 
 _SPACE = surfaces.SPACE
+MODELS = ("tokenizer.model", "spiece.model")  # the second with T5's tokenizer class, as rinna has
 PROFILE = ".normalise.json"  # beside X.model: the normalisation profile
 
 
@@ -202,24 +203,25 @@ def _is_profile(path: pathlib.Path) -> bool:
     if not path.is_file():
         return False
     try:
-        facts = json.loads(path.read_bytes())
-    except ValueError:
+        facts = json.loads(
+            json_file.read_bytes(path, "JI-TOKENIZER-004", json_file.TOKENIZER_LIMIT)
+        )
+    except (ValueError, RecursionError):
         return True
     return isinstance(facts, dict) and "normalise" in facts and "model" not in facts
 
 
 def find(path: str | pathlib.Path) -> pathlib.Path | None:
-    """The tokenizer file at a path: itself, or in a folder its tokenizer.json, or else its tokenizer.model.
+    """The tokenizer file at a path: itself, or in a folder its tokenizer.json, tokenizer.model or spiece.model.
 
-    Of both the first is taken: tokens that were added to a model stand only there.
+    The first of them is taken: tokens that were added to a model stand only in tokenizer.json.
     """
     path = pathlib.Path(path)
     if path.is_file():
         return path
-    whole, model = path / "tokenizer.json", path / "tokenizer.model"
-    if whole.is_file() and not (model.is_file() and _is_profile(whole)):
-        return whole
-    return model if model.is_file() else None
+    whole, *models = (path / name for name in ("tokenizer.json", *MODELS))
+    found = next((model for model in models if model.is_file()), None)
+    return whole if whole.is_file() and not (found and _is_profile(whole)) else found
 
 
 def beside(file: pathlib.Path) -> str:
@@ -233,7 +235,8 @@ def beside(file: pathlib.Path) -> str:
 def copy(path: str | pathlib.Path, folder: pathlib.Path) -> None:
     """Put the tokenizer at a path into a folder as tokenizer.model or tokenizer.json, with what belongs to it.
 
-    A tokenizer.json gets a tokenizer_config.json that names its special tokens, wherever they were named before.
+    A tokenizer.json gets a tokenizer_config.json that names its special tokens, wherever they were named before, and
+    the files for older programs, so that what is exported later has them again.
     """
     file = find(path)
     if file is None:
@@ -249,19 +252,32 @@ def copy(path: str | pathlib.Path, folder: pathlib.Path) -> None:
         facts = hf_special.completed(file.parent, load(file))
         text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, "utf-8")
+        copy_beside(file, folder)
+
+
+def copy_beside(file: pathlib.Path, folder: pathlib.Path) -> None:
+    """Put the files that older programs read in place of a tokenizer.json into a folder.
+
+    `find` still takes the tokenizer.json there. A tokenizer.json under another name has no such files.
+    """
+    beside = [file.parent / name for name in hf_special.OTHERS if file.name == "tokenizer.json"]
+    for source in beside:
+        if source.is_file() and source.resolve() != (folder / source.name).resolve():
+            shutil.copyfile(source, folder / source.name)
 
 
 def load(path: str | pathlib.Path) -> Tokenizer | hf_tokenizer.HfTokenizer:
     """Open X.model with its profile X.normalise.json (identity without one), a tokenizer.json, or a folder with either.
 
-    Errors: ConfigError when the file is missing or no tokenizer, or pad and eos are the same.
+    Errors: ConfigError when the file is missing or no tokenizer, when pad and eos are the same, or when the files
+    beside a tokenizer.model name tokens that it lacks.
     """
     found = find(path)
     if found is None:
         raise errors.ConfigError(
             "JI-TOKENIZER-003",
-            f"{path}: no such file, or a folder without tokenizer.json and tokenizer.model; make one with "
-            "`jinstr tokenizer`",
+            f"{path}: no such file, or a folder without tokenizer.json, tokenizer.model and spiece.model; make one "
+            "with `jinstr tokenizer`",
         )
     if found.suffix == ".json":
         return hf_tokenizer.load(found)
@@ -272,6 +288,8 @@ def load(path: str | pathlib.Path) -> Tokenizer | hf_tokenizer.HfTokenizer:
         raise errors.ConfigError(
             "JI-TOKENIZER-005", f"{found}: not a SentencePiece model ({error})"
         ) from None
+    if found.name in MODELS and profile_of(found) is None:  # else jinstr's own, which has them all
+        _check_beside(found, tokenizer)
     if tokenizer.pad_id == tokenizer.eos_id:
         raise errors.ConfigError(
             "JI-TOKENIZER-006", f"{found}: padding and end of text are both id {tokenizer.eos_id}"
@@ -279,12 +297,42 @@ def load(path: str | pathlib.Path) -> Tokenizer | hf_tokenizer.HfTokenizer:
     return tokenizer
 
 
+def _check_beside(file: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Refuse a model whose folder names tokens that are not in it, to which transformers gives ids of their own."""
+    names = dict(hf_special.read(file.parent).names)
+    known = {tokenizer.piece(id) for id in range(tokenizer.vocab_size)}
+    lacking = [
+        f"{piece!r} (id {id})"
+        for id, piece in hf_special.added(file.parent)
+        if id >= tokenizer.vocab_size or tokenizer.piece(id).replace(_SPACE, " ") != piece
+    ]
+    lacking += [
+        f"{names[name]!r} ({name})"
+        for name in ("bos_token", "eos_token", "pad_token")
+        if names.get(name) is not None and names[name] not in known
+    ]
+    eos, own = names.get("eos_token"), tokenizer.piece(tokenizer.eos_id)
+    if eos in known and eos != own:
+        lacking.append(f"{eos!r} (eos_token, which is {own!r} in it)")
+    if not lacking:
+        return
+    shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+    raise errors.ConfigError(
+        "JI-TOKENIZER-022",
+        f"{file}: files beside it name tokens that it lacks: {shown}; take the model's tokenizer.json, or make one: "
+        f"python -c \"import transformers; transformers.AutoTokenizer.from_pretrained('{file.parent}')"
+        f".save_pretrained('{file.parent}')\"; to do without these tokens, copy {file.name} alone to another folder",
+    )
+
+
 def _read_profile(path: pathlib.Path | None) -> normalise_lib.NormaliseConfig:
     if path is None:
         return normalise_lib.NormaliseConfig()
     try:
-        return normalise_lib.NormaliseConfig(**json.loads(path.read_text("utf-8"))["normalise"])
-    except (ValueError, KeyError, TypeError) as error:
+        return normalise_lib.NormaliseConfig(
+            **json_file.read(path, "JI-TOKENIZER-004")["normalise"]
+        )
+    except (KeyError, TypeError) as error:
         raise errors.ConfigError(
             "JI-TOKENIZER-004", f"{path}: no normalisation profile in it ({error})"
         ) from None

@@ -1,5 +1,8 @@
 """Text to ids and back: lossless, no control token from what people type, streams without broken characters."""
 
+import json
+import shutil
+
 import pytest
 import sentencepiece
 
@@ -146,3 +149,48 @@ def test_prefix_of_a_model_that_strips_spaces(tmp_path, prefix):
     for text in ("山", "山と川", "x"):
         assert old.decode_continuation(old.encode_continuation(text)) == text
         assert old.decode(old.encode(text)) == text
+
+
+def test_older_models_are_called_spiece(tokenizer, tmp_path):
+    folder, run = tmp_path / "a", tmp_path / "b"
+    folder.mkdir(), run.mkdir()
+    assert tokenizer_lib.find(folder) is None  # negative control
+    shutil.copyfile(tokenizer.path, folder / "spiece.model")
+    assert tokenizer_lib.load(folder).encode("本文") == tokenizer.encode("本文")
+    tokenizer_lib.copy(folder, run)
+    assert [path.name for path in run.iterdir()] == ["tokenizer.model"]
+
+
+IM_END = {"content": "<|turn_end|>", "special": True}
+
+
+@pytest.mark.parametrize(
+    "name, facts, wanted",
+    [
+        ("added_tokens", {"<|extra|>": 9000}, r"'<\|extra\|>' \(id 9000\)"),
+        ("added_tokens", {"<pad>": 7}, r"'<pad>' \(id 7\)"),  # there, but with another id
+        ("tokenizer_config", {"added_tokens_decoder": {"9000": IM_END}}, r"turn_end\|>' \(id"),
+        ("tokenizer_config", {"eos_token": IM_END}, r"turn_end\|>' \(eos_token\)"),
+        ("tokenizer_config", {"pad_token": "[P]"}, r"'\[P\]' \(pad_token\)"),
+        ("special_tokens_map", {"eos_token": "<|im_end|>"}, r"eos_token, which is '</s>' in it"),
+    ],
+)
+def test_tokens_that_only_files_beside_a_model_name_are_refused(
+    name, facts, wanted, tokenizer, tmp_path
+):
+    model = tmp_path / "tokenizer.model"
+    shutil.copyfile(tokenizer.path, model)
+    same = {tokenizer.piece(id): id for id in range(5)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(same), "utf-8")
+    config = {"eos_token": "</s>", "bos_token": None, "pad_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    assert tokenizer_lib.load(tmp_path).eos_id == tokenizer.eos_id  # negative control
+    (tmp_path / f"{name}.json").write_text(json.dumps(facts), "utf-8")
+    if name == "special_tokens_map":
+        (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(errors.ConfigError, match=wanted) as caught:
+        tokenizer_lib.load(tmp_path)
+    assert "save_pretrained" in caught.value.message and "\n" not in caught.value.message
+    # Alone under a name of its own, a model is what it is.
+    model.rename(tmp_path / "mine.model")
+    assert tokenizer_lib.load(tmp_path / "mine.model").eos_id == tokenizer.eos_id
