@@ -40,8 +40,8 @@ class _Generation(jinja2.ext.Extension):
 
 def _compile(path: str, environment: sandbox.Environment, text: str) -> jinja2.Template:
     try:
-        return environment.from_string(text)
-    except (jinja2.TemplateError, RecursionError) as error:
+        return environment.compiled(text)
+    except jinja2.TemplateError as error:
         raise errors.ConfigError("JI-TEMPLATE-005", f"{path}: {error}") from None
 
 

@@ -1,7 +1,11 @@
 """Templates that try to reach Python, or never to end, are stopped with one line; published idioms work."""
 
+import json
+import subprocess
+import sys
 import time
 
+import jinja2.sandbox
 import pytest
 
 from jinstr import errors
@@ -91,3 +95,168 @@ def test_the_budget_is_of_one_rendering():
     )
     with pytest.raises(Exception, match="more than 200,000 steps"):
         environment.render(twenty)
+
+
+BIG = "{% set a = 'a' * 3000000 %}"
+NEST = (
+    "{% set n = namespace(l=[1], t=(1,)) %}{% for i in range(60) %}"
+    "{% set n.l = [n.l, n.l] %}{% set n.t = (n.t, n.t) %}{% endfor %}"
+)
+LOOP = "{% for i in range(60000) %}"
+BOMBS = [
+    "{{ '%300000000d' % 1 }}",
+    "{{ '%*d' % (300000000, 1) }}",
+    "{{ '%.300000000f' % 1 }}",
+    "{{ '{:>300000000}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, 300000000) }}",
+    "{{ '%300000000s' | format('a') }}",
+    "{{ ('%s' * 9999) | format(*([BIG] * 9999)) }}".replace("BIG", "'a' * 3000"),
+    BIG + "{{ ('{0}' * 999).format(a) }}",
+    BIG + "{{ a.replace('a', a) }}",
+    BIG + "{{ a | replace('a', a) }}",
+    BIG + "{{ a | replace('', 'xxxxxxxx') }}",
+    BIG + "{{ a | join(a[:300]) }}",
+    BIG + "{{ a[:999].join(a) }}",
+    BIG + "{{ a.join(a[:999]) }}",
+    BIG + LOOP + "{{ a }}{% endfor %}",
+    BIG + LOOP + "{% set b = a[1:] %}{% endfor %}",
+    BIG + LOOP + "{% if 'aab' in a %}{% endif %}{% endfor %}",
+    BIG + LOOP + "{% if a is eq(a[1:]) %}{% endif %}{% endfor %}",
+    BIG + LOOP + "{% set b = a.find('aab') %}{% endfor %}",
+    BIG + LOOP + "{% set b = a.strip('b') %}{% endfor %}",
+    BIG + LOOP + "{% set b = a.upper() %}{% endfor %}",
+    BIG + LOOP + "{% set b = a ~ i %}{% endfor %}",
+    BIG + "{{ a.rfind('b' ~ a[:1500000]) }}",
+    BIG + "{{ a.strip(a ~ 'b') }}",
+    BIG + "{% set b = a " + "~ a " * 999 + "%}",
+    BIG + "{{ [a] * 100000 }}",
+    BIG + "{{ [a] * 100000 | sort }}",
+    BIG + "{{ ([a] * 100000) | tojson }}",
+    BIG + "{{ (a | replace('a', 'a ')).split() | length }}",
+    BIG + "{{ (a | replace('a', 'a\n')).splitlines() | length }}",
+    BIG + "{{ a | list | length }}",
+    BIG + "{{ a | map('upper') | list | length }}",
+    BIG + "{{ a | title }}",
+    BIG + "{{ raise_exception(a) }}",
+    "{{ 'a' | center(300000000) }}",
+    "{{ 'a'.center('300000000' | int) }}",
+    "{{ 'a'.zfill('300000000' | int) }}",
+    "{{ 'a'.expandtabs('300000000' | int) }}",
+    "{{ ('a\n' * 100000) | indent('3000' | int) }}",
+    "{{ [[1]] | tojson(indent='300000000' | int) }}",
+    "{{ ([[[[[1]]]]] * 100000) | tojson(indent=99) }}",
+    "{{ ([1] * 100000) | tojson(separators=('x' * 1000000, ':')) }}",
+    "{{ 1.5 | round('1000000000' | int) }}",
+    "{{ ([[1] * 1000000] * 20) | sum(start=[]) }}",
+    "{{ (range(100000) | map('string') | list * 100) | sort | length }}",
+    "{{ [1] | batch('30000000' | int, 'x') | list | length }}",
+    "{{ [1] | slice('30000000' | int) | list | length }}",
+    "{{ strftime_now('%300000000Y') }}",
+    "{% for i in range(100) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+    "{% for m in range(9) recursive %}{% if loop.depth == 1 %}{% for i in range(9999) %}{{ loop.index }}"
+    "{% endfor %}{{ loop(range(100000)) }}{{ loop(range(100000)) }}{% endif %}{% endfor %}",
+    NEST + "{{ n.l }}",
+    NEST + "{{ n }}",
+    NEST + "{{ n.l ~ '' }}",
+    NEST + "{{ n.l | string }}",
+    NEST + "{{ n.l | tojson }}",
+    NEST + "{{ n.l | join }}",
+    NEST + "{{ '%s' % n.l }}",
+    NEST + "{{ '{}'.format(n.l) }}",
+    NEST + "{{ {n.t: 1} }}",
+    NEST + "{{ {}[n.t] }}",
+    NEST + "{{ {}.get(n.t) }}",
+    NEST + "{{ [n.t] | unique | list | length }}",
+    NEST + "{{ n.t in {} }}",
+    NEST + "{{ raise_exception(n.l) }}",
+    NEST.replace("(l", "(k=[1], l").replace("{% endfor", "{% set n.k = [n.k, n.k] %}{% endfor")
+    + "{{ n.k == n.l }}",
+    LOOP + "x" * 100000 + "{% endfor %}",
+    "{% macro m() %}" + "x" * 100000 + "{% endmacro %}" + LOOP + "{% set b = m() %}{% endfor %}",
+    LOOP + "{% set b = 1 %}" * 5000 + "{% endfor %}",
+    LOOP + "{{ 'a b' | title | upper | lower | trim | length }}{% endfor %}",
+    LOOP + "{{ 'a b'.strip().split(' ') }}{% endfor %}",
+]
+PROBE = """
+import json, resource, sys, time
+import jinja2
+from jinstr.text import sandbox
+for source in json.load(sys.stdin):
+    environment = sandbox.Environment([])
+    started, words = time.process_time(), ""
+    try:
+        environment.render(environment.compiled(source), messages=[])
+    except jinja2.TemplateError as error:
+        words = str(error)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps([words, time.process_time() - started, peak]))
+"""
+
+
+def test_bombs_end_soon_and_take_little_memory():
+    """Every function of Jinja that could make much of little; the memory is that of a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        input=json.dumps(["{{ 'a' * 100 }}", *BOMBS]),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert found[0][0] == "" and len(found) == len(BOMBS) + 1  # negative control: no bomb, no words
+    for source, (words, seconds, peak) in zip(BOMBS, found[1:]):
+        shown = source[:150], words, seconds, peak
+        assert words and "\n" not in words and len(words) <= 300, shown
+        assert seconds < 2 and peak < 200, shown
+
+
+FILTERED = [
+    "{{ ' x y ' | trim | upper | lower | capitalize | title | length }}",
+    "{{ [{'a': 1, 'b': 'é'}] | tojson }}{{ {'a': [1, 2]} | tojson(indent=2) }}",
+    "{{ messages | map(attribute='content') | join(', ') }}",
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "{{ (messages | rejectattr('role', 'eq', 'user') | list | first).content }}",
+    "{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ k }}{{ v }}{% endfor %}",
+    "{% for k, v in {'b': 1, 'a': 2} | items %}{{ k ~ v ~ loop.index }}{% endfor %}",
+    "{{ [3, 1, 2, 1] | sort | unique | reverse | list }}{{ 'abc' | reverse }}",
+    "{{ 'a\nb' | indent(4, true) }}{{ 'aXb' | replace('X', '-') }}{{ '%s-%05.1f' | format('a', 2) }}",
+    "{{ none | default('x', true) }}{{ y | default('z') }}{{ '7' | int + 1 }}{{ 7 | string ~ 1.5 }}",
+    "{{ '%d' % 3 }}{{ '{} {:>5}'.format('a', 1) }}{{ 'a b'.split() }}{{ 'a,b,c'.split(',', 1)[-1] }}",
+    "{% set ns = namespace(n=0, l=[]) %}{% for m in messages[::-1] %}{% set ns.n = ns.n + loop.index %}"
+    "{% set ns.l = ns.l + [m.content[:1]] %}{% endfor %}{{ ns.n }}{{ ns.l }}{{ 2 ** 3 - 1 }}",
+    "{% macro f(m) %}<{{ m.role }}{{ caller() if caller else '' }}>{% endmacro %}{{ f(messages[0]) }}"
+    "{% call f(messages[1]) %}!{% endcall %}{% set t %}block {{ 1 }}{% endset %}{{ t }}",
+    "{{ '</think>' in messages[1].content }}{{ messages[1].get('content').rstrip('\n').partition('x') }}",
+    "{% for m in messages %}{{ loop.cycle('a', 'b') }}{{ loop.changed(m.role) }}{% endfor %}",
+    "{{ [1, 2] | min }}{{ (1, 2) | max }}{{ [1, 2] | last }}{{ 1 == 1.0 }}{{ 'a' < 'b' }}{{ 1 in [1] }}",
+    "{{ 'x' is string and messages is iterable and tools is not defined and 3 is odd }}",
+    "{{ dict(a=1) }}{{ {'a': 1}.items() | list }}{{ range(3) | list }}{{ ('<' | safe) ~ '>' }}",
+]
+
+
+@pytest.mark.parametrize("source", FILTERED)
+def test_what_is_measured_is_what_jinja_writes(source):
+    environment = sandbox.Environment([])
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    plain.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    messages = [{"role": "user", "content": "問い"}, {"role": "assistant", "content": "答え\n"}]
+    found = environment.render(environment.compiled(source), messages=messages)
+    assert found == plain.from_string(source).render(messages=messages) != ""
+    # Negative control.
+    assert found != plain.from_string(source + "x").render(messages=messages)
+
+
+def test_functions_that_are_not_named_are_refused():
+    environment = sandbox.Environment([])
+    for source, words in [
+        ("{{ 'a' | center(3) }}", "the filter center is not among"),
+        ("{{ 'a'.expandtabs() }}", "a call of expandtabs, which is not among"),
+    ]:
+        with pytest.raises(jinja2.TemplateError, match=words):
+            environment.render(environment.compiled(source))
+    assert environment.render(environment.compiled("{{ 'a'.center(3) }}")) == " a "
