@@ -91,11 +91,11 @@ class Budget:
             if isinstance(item, str):
                 size, inner = len(item), ()
             elif isinstance(item, dict):
-                size, inner = 8, [*item.keys(), *item.values()]
+                size, inner = 24, [*item.keys(), *item.values()]
             elif isinstance(item, _LISTS):
-                size, inner = 8, item
+                size, inner = 24, item
             elif isinstance(item, utils.Namespace):
-                size, inner = 8, [object.__getattribute__(item, "_Namespace__attrs")]
+                size, inner = 24, [object.__getattribute__(item, "_Namespace__attrs")]
             elif isinstance(item, range):
                 size, inner = 8 * len(item), ()
             else:
@@ -128,7 +128,7 @@ class Budget:
     def filter(self, name: str, value, args, kwargs) -> None:
         """Before a filter."""
         self.spend(CALL)
-        given = self.measure([args, kwargs])
+        self.measure([args, kwargs])
         numbers = [n for n in (*args, *kwargs.values()) if isinstance(n, int)]
         if name not in ("int", "default", "d") and any(abs(n) > WIDTH for n in numbers):
             refuse(f"{name} with a number beyond {WIDTH:,}")
@@ -143,7 +143,7 @@ class Budget:
         elif name == "title":
             self.spend(size)  # cut into words and put together again
         elif name == "trim":
-            self.look(size * given)
+            self.look(size * _longest(args, kwargs))
         elif name == "replace":
             self._replaced(value, *args, **kwargs)
         elif name == "join":
@@ -163,7 +163,7 @@ class Budget:
         size = self.measure(value)
         self.room(size)
         if name in _SLOW:
-            self.look(size * given)
+            self.look(size * _longest(args, kwargs))
         if name in _SPLITS:
             self._split(value, name, *args, **kwargs)
         elif name == "replace":
@@ -230,6 +230,10 @@ class Budget:
         elif name in ("split", "rsplit") and not 0 <= maxsplit <= self.steps:
             few = text.split(sep, self.steps) if self.steps else []
             self.items(len(few))
+
+
+def _longest(args, kwargs) -> int:
+    return max((len(v) for v in (*args, *kwargs.values()) if isinstance(v, str)), default=1)
 
 
 def strict_filters(filters: dict, budget: Budget) -> dict:

@@ -83,6 +83,11 @@ def _prefix_rule(steps) -> str:
     return next((rule for rule in ("always", "bos", "first") if rule in rules), "first")
 
 
+def _is_plain(token: dict) -> bool:
+    """Whether an added token is text for transformers, and takes no spaces around it away."""
+    return not any(token.get(flag) for flag in ("special", "lstrip", "rstrip", "single_word"))
+
+
 class HfTokenizer:
     """A tokenizer.json and the special tokens named in the files beside it. See `load`.
 
@@ -92,6 +97,12 @@ class HfTokenizer:
     Where there is no token but text and its end (GPT-2), it is the first token of the vocabulary, which stays text: it
     is encoded and decoded as before, and files are published with no pad_token.
     unk_id, bos_id: -1 when there is none.
+
+    Added tokens with `special: false` are text for transformers: what people type becomes the token. Here that holds
+    for pairs of tags such as <think> and </think>, <tool_call> and </tool_call> (Qwen 3): questions and answers may
+    hold them, each becomes its one id, and it is decoded to its name. Every other added token that looks like markup
+    (<|im_start|>, <|fim_prefix|>, <start_of_turn>), and any pair named after a role, is a control token even when the
+    file calls it not special: published models have turn markers among them, and a text must not be able to end a turn.
     """
 
     def __init__(self, path: str, facts: dict, special: hf_special.Special, fingerprint: str):
@@ -130,9 +141,16 @@ class HfTokenizer:
         self.adds_prefix = b"".join(begins) == b" x"
 
     def _find_controls(self, model: dict, added: dict[int, dict]) -> set[int]:
-        """Special tokens, added ones that look like markup, and in SentencePiece vocabularies every piece that does."""
+        """Special tokens, added ones that look like markup, and in SentencePiece vocabularies every piece that does.
+
+        Not so the tags that stand inside answers, see `HfTokenizer`.
+        """
+        whole = (token["content"] for token in added.values() if _is_plain(token))
+        tags = surfaces.text_tags(whole)
         is_control = {
-            id: token.get("special", False) or surfaces.is_markup(token["content"])
+            id: token.get("special", False)
+            or surfaces.is_markup(token["content"])
+            and token["content"] not in tags
             for id, token in added.items()
         }
         found = {id for id, value in is_control.items() if value}
@@ -143,7 +161,9 @@ class HfTokenizer:
             names.items() if isinstance(names, dict) else ((p[0], n) for n, p in enumerate(names))
         )
         return found | {
-            id for piece, id in pairs if surfaces.is_markup(piece) and surfaces.byte_of(piece) < 0
+            id
+            for piece, id in pairs
+            if surfaces.is_markup(piece) and surfaces.byte_of(piece) < 0 and piece not in tags
         }
 
     def _compiled(self, facts: dict) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:

@@ -119,8 +119,9 @@ class _Jinja:
             if not (after.startswith(before) and whole.startswith(after) and len(before) >= at):
                 raise errors.ConfigError(
                     "JI-TEMPLATE-007",
-                    f"{self.path}: a conversation does not begin with its own first turns, so the answers in it cannot "
-                    "be told apart; put {% generation %} … {% endgeneration %} around them",
+                    f"{self.path}: a conversation does not begin with its own first turns (Qwen 3 leaves out what was "
+                    "thought in earlier ones), so the answers cannot be told apart; name another template, such as "
+                    "TEMPLATE=chatml, or a .jinja file with {% generation %} … {% endgeneration %} around the answers",
                 )
             found += self.split(whole[at : len(before)], False)
             answer = self.split(after[len(before) :], True)

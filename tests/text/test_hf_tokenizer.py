@@ -445,3 +445,56 @@ def test_large_configurations_are_refused(tmp_path):
     (folder / "tokenizer_config.json").write_text('{"x": "' + "x" * 16_000_000 + '"}', "utf-8")
     with pytest.raises(errors.ConfigError, match="16,000,009 bytes"):
         templates.of_folder(folder)
+
+
+def with_tags(names, **flags):
+    made = byte_level()
+    made.add_tokens(
+        [tokenizers.AddedToken(name, **{"normalized": False} | flags) for name in names]
+    )
+    return made
+
+
+TAGS = ("</think>", "<tool_call>", "</tool_call>")  # <think> is there already
+
+
+def test_tags_that_are_not_special_are_text_with_one_id(tmp_path):
+    made = with_tags(TAGS)
+    tokenizer = tokenizer_lib.load(saved(tmp_path, made, CHAT))
+    text = "<think>\n考え\n</think>\n\n<tool_call>{}</tool_call>答え"
+    ids = tokenizer.encode_continuation(text)
+    made.no_truncation()
+    assert ids == made.encode(text, add_special_tokens=False).ids
+    own = [made.token_to_id(name) for name in ("<think>", *TAGS)]
+    assert [id for id in ids if id in own] == own and not any(map(tokenizer.is_control, own))
+    assert tokenizer.decode_continuation(ids) == text
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.flush() == text
+    # In a question too, and it ends no turn.
+    chat = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    rendered = render.render(chat, templates.load("chatml", tokenizer), tokenizer)
+    controls = [tokenizer.piece(id) for id in rendered.tokens if tokenizer.is_control(id)]
+    assert controls == ["<|im_start|>", "<|im_end|>"] * 2
+    trained = [id for id, mask in zip(rendered.tokens, rendered.loss_mask) if mask]
+    assert trained[:-1] == ids
+
+
+@pytest.mark.parametrize(
+    "names, flags",
+    [
+        (("<tool_call>",), {}),  # without a partner
+        (("<|user|>", "<|tool|>"), {}),
+        (("<user>", "</user>"), {}),
+        (("<end_of_turn>", "</end_of_turn>"), {}),
+        (("[INST]", "[/INST]"), {}),
+        (("<plan>", "</plan>"), {"special": True}),
+        (("<plan>", "</plan>"), {"rstrip": True}),  # would take spaces away
+    ],
+)
+def test_what_could_begin_a_turn_stays_a_control_token(names, flags, tmp_path):
+    tokenizer = tokenizer_lib.load(saved(tmp_path, with_tags(names, **flags), CHAT))
+    for name in names:
+        assert tokenizer.is_control(tokenizer.id_of(name))
+        ids = tokenizer.encode_continuation(f"a {name} b")
+        assert not any(map(tokenizer.is_control, ids))
+        assert tokenizer.decode_continuation(ids) == f"a {name} b"

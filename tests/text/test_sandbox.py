@@ -130,10 +130,11 @@ BOMBS = [
     BIG + "{{ a.strip(a ~ 'b') }}",
     BIG + "{% set b = a " + "~ a " * 999 + "%}",
     BIG + "{{ [a] * 100000 }}",
-    BIG + "{{ [a] * 100000 | sort }}",
+    BIG + "{{ ([a] * 100000) | sort }}",
     BIG + "{{ ([a] * 100000) | tojson }}",
-    BIG + "{{ (a | replace('a', 'a ')).split() | length }}",
-    BIG + "{{ (a | replace('a', 'a\n')).splitlines() | length }}",
+    "{{ ('a ' * 2000000).split() | length }}",
+    "{{ ('a ' * 2000000).rsplit(' ', 1000000) | length }}",
+    "{{ ('a\\n' * 2000000).splitlines() | length }}",
     BIG + "{{ a | list | length }}",
     BIG + "{{ a | map('upper') | list | length }}",
     BIG + "{{ a | title }}",
@@ -260,3 +261,37 @@ def test_functions_that_are_not_named_are_refused():
         with pytest.raises(jinja2.TemplateError, match=words):
             environment.render(environment.compiled(source))
     assert environment.render(environment.compiled("{{ 'a'.center(3) }}")) == " a "
+
+
+def test_long_conversations_are_within_the_bounds():
+    """A template that takes answers apart as Qwen 3's does, on 400 turns, and on two of 500,000 characters."""
+    source = (
+        "{% for m in messages %}{% set text = m.content %}"
+        "{% if m.role == 'assistant' and '</think>' in text %}"
+        "{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\\n' + text.strip() + '<|im_end|>\\n' }}{% endfor %}"
+    )
+    environment = sandbox.Environment([])
+    template = environment.compiled(source)
+    for turns, length in ((400, 1500), (2, 500_000)):
+        pair = [("user", "問" * length), ("assistant", "<think>x</think>\n" + "答" * length)]
+        messages = [{"role": role, "content": text} for role, text in pair] * (turns // 2)
+        written = environment.render(template, messages=messages)
+        assert written.count("答") == written.count("問") == length * turns // 2
+        assert "think" not in written
+
+
+def test_a_template_that_changes_earlier_answers_names_the_way_out(tmp_path, tokenizer):
+    """As Qwen 3's does, which leaves the thoughts of earlier turns out and puts empty ones into the last."""
+    path = tmp_path / "changing.jinja"
+    thought = "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    path.write_text(CHAT.replace("{{ m.content }}", thought + "{{ m.content }}"), "utf-8")
+    with pytest.raises(errors.ConfigError, match="JI-TEMPLATE-007") as caught:
+        jinja.load(str(path), tokenizer)
+    for words in ("TEMPLATE=chatml", "{% generation %}", str(path)):
+        assert words in caught.value.message
+    # Negative control: the way out is one.
+    marked = "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
+    marked += "{% else %}{{ m.content }}<|im_end|>\n{% endif %}"
+    path.write_text(CHAT.replace("{{ m.content }}<|im_end|>\n", marked), "utf-8")
+    assert jinja.load(str(path), tokenizer).stop_ids == (tokenizer.id_of("<|im_end|>"),)
