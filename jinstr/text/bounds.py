@@ -13,6 +13,9 @@ import types
 import jinja2
 from jinja2 import runtime, utils
 
+# Of the source of a template; published ones have some thousands of either.
+SOURCE = 100_000  # characters
+TOKENS = 16_000  # words, signs and spaces in tags
 STEPS = 200_000  # turns of loops, calls, and items that lists are made of; some 10 microseconds each at most
 CALL = 4  # steps of a call or a filter
 MADE = 10_000_000  # characters that are put together

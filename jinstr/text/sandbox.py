@@ -8,6 +8,7 @@ template is compiled. A template that goes beyond ends with a TemplateError.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -55,6 +56,11 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def compiled(self, text: str) -> jinja2.Template:
         """A template. Errors: jinja2.TemplateError, for whatever is wrong with it."""
         try:
+            tokens = (
+                () if len(text) > bounds.SOURCE else itertools.islice(self.lex(text), bounds.TOKENS)
+            )
+            if not tokens or sum(1 for _ in tokens) == bounds.TOKENS:
+                bounds.refuse(f"more than {bounds.SOURCE:,} characters or {bounds.TOKENS:,} tokens")
             return self.from_string(text)
         except jinja2.TemplateError:
             raise

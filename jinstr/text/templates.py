@@ -24,7 +24,7 @@ LLAMA2 = "あなたは誠実で優秀な日本人のアシスタントです。"
 LLAMA3 = LLAMA2 + "特に指示が無い場合は、常に日本語で回答してください。"
 
 
-LONGEST = 1_000_000  # bytes of a .jinja file; the longest published ones have some 20,000
+LONGEST = 200_000  # bytes of a .jinja file; the longest published ones have some 20,000
 
 
 class Part(NamedTuple):
