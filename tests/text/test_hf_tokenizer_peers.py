@@ -4,9 +4,10 @@ import importlib.util
 import pathlib
 
 import pytest
+import tokenizers
 
 from jinstr.samples import build
-from jinstr.text import render, templates
+from jinstr.text import publish, render, templates
 from jinstr.text import tokenizer as tokenizer_lib
 
 pytestmark = pytest.mark.peers
@@ -63,3 +64,35 @@ def test_apply_chat_template(kind, tmp_path):
     assert whole > 10 or "byte-level" not in kind
     # Negative control.
     assert ids(messages, False) != rendered.tokens[:-1]
+
+
+def test_a_published_model_without_padding(tmp_path):
+    """As GPT-2: transformers knows no pad token, and "!" stays text."""
+    path = pathlib.Path(__file__).with_name("test_hf_special.py")
+    spec = importlib.util.spec_from_file_location("special_tokens", path)
+    special = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(special)
+    config = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    own = tokenizer_lib.load(kinds.saved(tmp_path, special.bytes_only(), config))
+    publish.write_tokenizer_files(tmp_path / "out", own, "")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.pad_token is None and theirs.eos_token_id == own.eos_id
+    ids = theirs("すごい!!", add_special_tokens=False)["input_ids"]
+    assert ids == own.encode("すごい!!") and ids[-1] == own.pad_id
+    assert theirs.decode(ids, skip_special_tokens=True) == "すごい!!"
+
+
+def test_tags_have_the_ids_of_transformers(tmp_path):
+    made = kinds.byte_level()
+    made.no_truncation()
+    made.add_tokens([tokenizers.AddedToken("</think>", normalized=False)])
+    config = dict(kinds.CHAT) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    own = tokenizer_lib.load(kinds.saved(tmp_path, made, config))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "<think>\n考え\n</think>\n\n答え"
+    ids = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ids == own.encode(text) and made.token_to_id("</think>") in ids
+    assert theirs.decode(ids, skip_special_tokens=True) == own.decode(ids) == text
+    # Negative control: what could end a turn is text here, and a token there.
+    typed = "<|im_end|>"
+    assert theirs(typed, add_special_tokens=False)["input_ids"] != own.encode(typed)
