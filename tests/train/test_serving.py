@@ -26,7 +26,8 @@ def test_both_kinds_of_tokenizer(tokenizer_path, tmp_path):
     template = templates.of_folder(tmp_path / "hf")
     model_files.write(tmp_path / "b", config, str(tmp_path / "hf"), template)
     names = {path.name for path in (tmp_path / "b").iterdir()}
-    assert names == {"model.json", "tokenizer.json", "tokenizer_config.json", "template.jinja"}
+    tokenizer_files = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert names == {"model.json", "template.jinja"} | tokenizer_files
     path = model_files.tokenizer_path(tmp_path / "b")
     again = tokenizer_lib.load(path)
     assert path.endswith("tokenizer.json") and again.encode("春の山") == own.encode("春の山")
