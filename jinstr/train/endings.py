@@ -37,9 +37,13 @@ def of_folder(folder: pathlib.Path | None) -> list[int]:
 
 
 def special_ids(tokenizer, ends: list[int]) -> dict[str, Any]:
-    """bos_token_id, eos_token_id and pad_token_id of config.json: a chat model ends with its end of turn."""
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends[0]}
-    ids |= {"pad_token_id": tokenizer.pad_id}
+    """bos_token_id, eos_token_id and pad_token_id of config.json: a chat model ends with its end of turn.
+
+    Where a tokenizer has nothing but text to pad with, none is named: others would take that text out of answers.
+    """
+    pad = tokenizer.pad_id
+    pad = pad if pad == tokenizer.unk_id or tokenizer.is_control(pad) else -1
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends[0], "pad_token_id": pad}
     return {name: id if id >= 0 else None for name, id in ids.items()}
 
 
