@@ -36,19 +36,15 @@ def serving_params(config: config_lib.DecoderConfig, params: dict) -> dict:
     """Parameters for `step`, in the compute type: {"embedding", "head" [D, V], "norm_final", "layers": [L dicts]}.
 
     One layer after the other, so that neither float32 sums nor a whole merged model stand beside what is returned.
+    What is outside of the layers is not copied where it is in that type already.
     """
     outside = {name: value for name, value in params.items() if name != "blocks"}
-    layers_L = [_serving_layer(config, params["blocks"], i) for i in range(config.num_layers)]
-    return _serving_outside(config, outside) | {"layers": layers_L}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _serving_outside(config, params: dict) -> dict:
-    params = jax.tree.map(lambda leaf: leaf.astype(decoder.compute_dtype(config)), params)
+    outside = jax.tree.map(lambda leaf: leaf.astype(decoder.compute_dtype(config)), outside)
     return {
-        "embedding": params["embed"]["embedding"],
-        "head": decoder.head_kernel(config, params),
-        "norm_final": params["norm_final"],
+        "embedding": outside["embed"]["embedding"],
+        "head": decoder.head_kernel(config, outside),
+        "norm_final": outside["norm_final"],
+        "layers": [_serving_layer(config, params["blocks"], i) for i in range(config.num_layers)],
     }
 
 

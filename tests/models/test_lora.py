@@ -151,12 +151,16 @@ def test_a_sum_is_made_without_a_second_model():
     adapters, base = lora.split(tuned)
     kernels = [base["blocks"]["mlp"][name]["kernel"] for name in ("gate", "up", "down")]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
+    head = {"head": {"kernel": jnp.zeros((128, 61), jnp.bfloat16)}}
     layer = step._serving_layer.lower(model, tuned["blocks"], 0).compile().memory_analysis()
+    pieces = step.serving_params(dataclasses.replace(model, tie_embeddings=False), tuned | head)
+    assert pieces["head"] is head["head"]["kernel"]
+    assert pieces["embedding"] is tuned["embed"]["embedding"]
     assert layer.output_size_in_bytes < size / 6 and layer.temp_size_in_bytes < size / 3
     merged = lora.merge(model, tuned)
     assert not any(kernel.is_deleted() for kernel in kernels)
     seen = weakref.ref(base["blocks"]["mlp"]["up"]["kernel"])
-    del tuned, kernels
+    del tuned, kernels, pieces
     found = lora.merge_into(model, adapters, base)
     assert found is base and seen() is None
     for a, b in zip(*map(jax.tree.leaves, (found, merged))):
