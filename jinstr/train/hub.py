@@ -13,8 +13,8 @@ from jinstr.text import tokenizer as tokenizer_lib
 
 # What a model needs; never .bin, .pt or .py.
 FILES = (
-    "*.json", "*.safetensors", "tokenizer.model", "spiece.model", "merges.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*",
-    "USE_POLICY*",
+    "*.json", "*.safetensors", "tokenizer.model", "spiece.model", "merges.txt", "*.jinja", "README.md", "LICENSE*",
+    "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 
 
