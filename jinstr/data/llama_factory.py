@@ -97,19 +97,8 @@ def source(
         for key in entry
         if key not in _ENTRY_KEYS
     ]
-    shape = entry.get("formatting", "alpaca")
-    if shape == "openai":
-        entry = entry | {
-            "tags": {
-                "role_tag": "role",
-                "content_tag": "content",
-                "user_tag": "user",
-                "assistant_tag": "assistant",
-            }
-            | entry.get("tags", {})
-        }
-        entry["columns"] = {"messages": "messages"} | entry.get("columns", {})
-        shape = "sharegpt"
+    entry, shape = _openai(entry), entry.get("formatting", "alpaca")
+    shape = "sharegpt" if shape == "openai" else shape
     if shape not in _COLUMNS:
         raise _error(file, f"{name}.formatting = {shape!r}; known: alpaca, sharegpt, openai")
     if entry.get("ranking"):
@@ -153,6 +142,22 @@ def source(
             Note(f"{name}.num_samples", "the first so many examples, not a random choice", RESULTS)
         )
     return fields, notes
+
+
+def _openai(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the formatting "openai" with the names that this means; any other as it is."""
+    if entry.get("formatting") != "openai":
+        return entry
+    tags = {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+    }
+    return entry | {
+        "tags": tags | entry.get("tags", {}),
+        "columns": {"messages": "messages"} | entry.get("columns", {}),
+    }
 
 
 def _error(file: str, message: str) -> errors.ConfigError:

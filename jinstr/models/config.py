@@ -181,17 +181,24 @@ class ExecutionConfig:
     lora: LoraConfig = LoraConfig()  # what is trained in place of the model, if anything
 
 
+EXECUTION = tuple(field.name for field in dataclasses.fields(ExecutionConfig))
+
+
 def executed(config: DecoderConfig, how: DecoderConfig | ExecutionConfig) -> DecoderConfig:
     """The model of `config`, computed as `how` says (and kept in its type of parameters, where it names one)."""
-    names = [field.name for field in dataclasses.fields(ExecutionConfig)]
-    names += ["param_dtype"] if isinstance(how, DecoderConfig) else []
+    names = (*EXECUTION, "param_dtype") if isinstance(how, DecoderConfig) else EXECUTION
     return dataclasses.replace(config, **{name: getattr(how, name) for name in names})
+
+
+def rows_for(pieces: int) -> int:
+    """Rows of an embedding for so many pieces: the next multiple of 64, which meshes and matrix units divide."""
+    return -(-pieces // 64) * 64
 
 
 def with_vocabulary(config: DecoderConfig, vocab_size: int) -> DecoderConfig:
     """The config with rows for a tokenizer's pieces. Errors: ConfigError when it has too few."""
     if config.vocab_size == 0:
-        return dataclasses.replace(config, vocab_size=-(-vocab_size // 64) * 64)
+        return dataclasses.replace(config, vocab_size=rows_for(vocab_size))
     if config.vocab_size < vocab_size:
         raise errors.ConfigError(
             "JI-MODEL-005",

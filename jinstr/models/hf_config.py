@@ -32,8 +32,6 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 _WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-# How a model is computed, not what it is.
-_EXECUTION = tuple(field.name for field in dataclasses.fields(config_lib.ExecutionConfig))
 _MOST = 2**31  # no size of a model comes near
 
 
@@ -373,7 +371,7 @@ def _windows_written(config: config_lib.DecoderConfig, family: str) -> dict:
 def _meaning(config: config_lib.DecoderConfig) -> dict[str, Any]:
     """The settings that change what a model computes, each in one form."""
     values = dataclasses.asdict(config)
-    for name in (*_EXECUTION, "param_dtype"):
+    for name in (*config_lib.EXECUTION, "param_dtype"):
         del values[name]
     values["layer_pattern"] = config.local_layers
     if not any(config.local_layers):

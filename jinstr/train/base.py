@@ -177,7 +177,7 @@ def _with_rows(config: config_lib.DecoderConfig, pieces: int) -> config_lib.Deco
     """The config with a row for every piece: its own where they suffice, else a multiple of 64."""
     if config.vocab_size >= pieces:
         return config
-    return dataclasses.replace(config, vocab_size=-(-pieces // 64) * 64)
+    return dataclasses.replace(config, vocab_size=config_lib.rows_for(pieces))
 
 
 def for_tokenizer(base: Base, tokenizer) -> Base:
@@ -213,10 +213,9 @@ def for_tokenizer(base: Base, tokenizer) -> Base:
 def check_shape(given: config_lib.DecoderConfig, base: Base) -> None:
     """A shape that was asked for beside INIT must be that of INIT. Errors: ConfigError naming what differs."""
     plain = config_lib.DecoderConfig()
-    execution = {f.name for f in dataclasses.fields(config_lib.ExecutionConfig)}
     for field in dataclasses.fields(config_lib.DecoderConfig):
         asked, own = getattr(given, field.name), getattr(base.config, field.name)
-        if field.name in (*execution, "param_dtype", "vocab_size"):
+        if field.name in (*config_lib.EXECUTION, "param_dtype", "vocab_size"):
             continue
         if asked not in (own, getattr(plain, field.name)):
             raise errors.ConfigError(

@@ -138,8 +138,14 @@ def test_old_files_may_hold_tensors_that_are_computed(tmp_path):
         "gpt_neox.layers.1.attention.bias": np.zeros((1, 4), np.uint8),
         "gpt_neox.layers.1.attention.masked_bias": np.array(-1e9, np.float32),
     }
+    _, plain = read(tmp_path)
     safetensors.numpy.save_file(tensors | more, path)
-    read(tmp_path)
+    _, found = read(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
+    # Negative control: a tensor that nobody computes is not passed over.
+    safetensors.numpy.save_file(tensors | {"gpt_neox.more": np.zeros(2, np.float32)}, path)
+    with pytest.raises(errors.StorageError, match="gpt_neox.more"):
+        read(tmp_path)
 
 
 def test_a_tied_head_may_be_there_twice_but_not_differ(tmp_path):
@@ -278,7 +284,16 @@ def _index(folder, names):
     (folder / hf_read.INDEX).write_text(json.dumps({"weight_map": names}))
 
 
+def _config(folder, **change):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
 DAMAGES = {
+    "another architecture": (lambda f: _config(f, architectures=["BertModel"]), "is not supported"),
+    "code of its own": (lambda f: _config(f, auto_map={"AutoModel": "m.M"}), "its own Python code"),
+    "a shape that differs": (lambda f: _config(f, intermediate_size=95), "but config.json makes it"),
+    "a giant by its config": (lambda f: _config(f, hidden_size=2**30), "but config.json makes it"),
     "missing": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "config not JSON": (lambda f: _bytes(f / "config.json", b"{"), "not JSON"),
