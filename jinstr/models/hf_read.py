@@ -219,7 +219,7 @@ def load_params(checkpoint: Checkpoint, abstract: dict, progress: bool = True) -
     all_places = hf_layout.places(checkpoint.config)
     total = sum(hf_layout.leaf_of(abstract, path).size for path in all_places)
     with tqdm(total=total, desc=f"read {checkpoint.folder.name}", unit=" weights", unit_scale=True,
-              disable=not progress) as bar:  # fmt: skip
+              disable=None if progress else True) as bar:  # fmt: skip
         for path, place in all_places.items():
             leaf = hf_layout.leaf_of(abstract, path)
             read: dict = {}  # devices that hold the same slices share them

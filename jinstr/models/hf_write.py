@@ -41,7 +41,7 @@ def save(
         groups.setdefault(place.name, []).append((hf_layout.leaf_of(params, path), place))
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     with tqdm(total=len(hf_layout.shapes_there(config)), desc=f"write {folder.name}", unit=" tensors",
-              disable=not progress) as bar:  # fmt: skip
+              disable=None if progress else True) as bar:  # fmt: skip
         for layer in range(config.num_layers):
             for name, parts in groups.items():
                 if "{}" in name or layer == 0:
