@@ -24,6 +24,7 @@ from gin import config_parser
 
 import jinstr
 from jinstr import cli, errors, failures, recipes, record, redact, settings
+from jinstr.parallel import mesh
 from jinstr.testing import faults
 from jinstr.train import debug, stopping
 
@@ -63,6 +64,7 @@ def _main(argv: list[str]) -> int:
     try:
         request = cli.parse_arguments(argv)
         arm_faults(request)
+        mesh.make_room_for_fake_devices()
         run(request)
     except errors.JinstrError as error:
         return _told(error)

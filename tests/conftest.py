@@ -14,13 +14,14 @@ if "backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += (
         " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
-if "collective_call_terminate_timeout" not in os.environ["XLA_FLAGS"]:
-    # On busy cores eight threads may meet late; after 40 s XLA would end the process.
-    os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest  # noqa: E402
+
+from jinstr.parallel import mesh  # noqa: E402
+
+mesh.make_room_for_fake_devices()
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 

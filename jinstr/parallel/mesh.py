@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -15,6 +17,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jinstr import errors
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
+
+
+def make_room_for_fake_devices() -> None:
+    """Where XLA_FLAGS splits this machine's CPU into several devices: threads for eight programs at a time on each of
+    them. To be called before JAX starts its backend.
+
+    A device's part of a program holds a thread while it waits for its input or for the other devices, and XLA makes
+    only as many threads as there are devices or cores, in each of its pools. On few cores programs in flight, begun in
+    an unlucky order, then wait for each other for ever. XLA takes the size of its pools from this variable.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    found = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
+    if found and not os.environ.get("NPROC"):
+        os.environ["NPROC"] = str(8 * int(found[1]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

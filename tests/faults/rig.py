@@ -155,6 +155,7 @@ class Rig:
             "OPENBLAS_NUM_THREADS": "1",
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
+            "NPROC": "",
             "JAX_COMPILATION_CACHE_DIR": str(self.place / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

@@ -1,5 +1,9 @@
 """Mesh sizes, axis rules, and what they do to the parameters."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
@@ -45,3 +49,37 @@ def test_parameter_table():
     assert spec["blocks"]["mlp"]["down"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
     shapes = decoder.abstract_params(model)
     jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), shapes, shardings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "before", "after"),
+    [
+        ("--xla_force_host_platform_device_count=4 --xla_other=1", None, "32"),
+        ("--xla_force_host_platform_device_count=4", "", "32"),
+        ("--xla_force_host_platform_device_count=4", "7", "7"),  # somebody's own choice
+        ("--xla_other=1", None, None),
+    ],
+)
+def test_fake_devices_get_threads_for_several_programs(monkeypatch, flags, before, after):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("NPROC")
+    if before is not None:
+        monkeypatch.setenv("NPROC", before)
+    mesh_lib.make_room_for_fake_devices()
+    assert os.environ.get("NPROC") == after
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted by Linux")
+def test_xla_makes_as_many_threads_as_it_is_told():
+    """A release of XLA that reads another variable would bring the waiting for ever back."""
+    script = "import jax, os; jax.devices(); print(len(os.listdir('/proc/self/task')))"
+    flags = "--xla_force_host_platform_device_count=2"
+
+    def threads(nproc):
+        environment = os.environ | {"XLA_FLAGS": flags, "NPROC": nproc}
+        told = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, env=environment, check=True
+        )
+        return int(told.stdout)
+
+    assert threads("40") - threads("20") == 40  # in each of two pools

@@ -77,6 +77,7 @@ def start(place, how, *words):
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
         "XLA_FLAGS": "",
+        "NPROC": "",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
     }

@@ -21,6 +21,7 @@ def jinstr(folder, *words):
         "PYTHONPATH": str(REPOSITORY),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # and one device
+        "NPROC": "",
     }
     code = "import sys; from jinstr import run; sys.exit(run.main(sys.argv[1:]))"
     done = subprocess.run(
