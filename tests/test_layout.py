@@ -18,10 +18,12 @@ LEVELS = {
     "commands": 8,
     "record": 7,
     "cli": 6,
+    "rlhf": 6,
     "train": 5,
     "decode": 4,
     "data": 4,
     "samples": 3,
+    "human": 3,
     "models": 2,
     "losses": 2,
     "text": 2,
@@ -32,7 +34,7 @@ LEVELS = {
     "redact": 0,
     "testing": 0,
 }
-NO_JAX = ("text", "samples")
+NO_JAX = ("text", "samples", "human")
 TENSORFLOW = ("tensorflow", "seqio", "tensorflow_datasets")
 
 
