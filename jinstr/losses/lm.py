@@ -143,9 +143,9 @@ weighted_nll.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)
 
 
 def token_logprobs(
-    hidden_BTD, head_DV, targets_BT, softcap=0.0, chunk_bytes=CHUNK_BYTES
+    hidden_BTD, head_DV, targets_BT, softcap=0.0, chunk_bytes=CHUNK_BYTES, temperature=1.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(log p(target), logsumexp, entropy) of every place, f32 [B, T] each, in nats.
+    """(log p(target), logsumexp, entropy) of every place, f32 [B, T] each, in nats, of the logits over `temperature`.
 
     Takes arbitrary cotangents (DPO, PPO): each chunk is computed again in the backward pass.
     """
@@ -155,6 +155,8 @@ def token_logprobs(
     @jax.checkpoint
     def of_chunk(hidden_CD, targets_C):
         logits_CV, _ = _logits(hidden_CD, head_DV, softcap)
+        if temperature != 1.0:
+            logits_CV = logits_CV / temperature
         logsumexp_C = jax.nn.logsumexp(logits_CV, axis=-1)
         target_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
         probs_CV = jnp.exp(logits_CV - logsumexp_C[:, None])
