@@ -20,6 +20,11 @@ def peak_gib() -> float:
     return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)
 
 
+def _is(error: BaseException, code: int) -> bool:
+    """Is it the system's error of this number, or one that quotes its words?"""
+    return getattr(error, "errno", 0) == code or os.strerror(code) in str(error)
+
+
 def of_machine(error: BaseException) -> errors.JinstrError | None:
     """The error as one of ours, or None where it is something else (a defect, which keeps its traceback).
 
@@ -27,10 +32,16 @@ def of_machine(error: BaseException) -> errors.JinstrError | None:
     """
     where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     # TensorStore tells of file handles under the same status as of memory, with the words of the system.
-    if getattr(error, "errno", 0) in _HANDLES or os.strerror(errno.EMFILE) in str(error):
+    if any(_is(error, code) for code in _HANDLES):
         return errors.MachineError(
             "JI-MACHINE-002",
             f"{where}no file handles are left; raise the limit of this shell: ulimit -n 4096",
+        )
+    # So it does of a full disk.
+    if full := [code for code in _FULL if _is(error, code)]:
+        return errors.StorageError(
+            "JI-STORAGE-001",
+            f"{where}{os.strerror(full[0])}; make room, then start the same command",
         )
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return errors.MachineError(
@@ -40,10 +51,6 @@ def of_machine(error: BaseException) -> errors.JinstrError | None:
         )
     if not isinstance(error, OSError):
         return None
-    if error.errno in _FULL:
-        return errors.StorageError(
-            "JI-STORAGE-001", f"{where}{error.strerror}; make room, then start the same command"
-        )
     if error.errno in _UNWRITABLE:
         return errors.StorageError(
             "JI-STORAGE-002", f"{where}{error.strerror}; look at the disk or mount"

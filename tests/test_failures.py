@@ -19,6 +19,11 @@ from jinstr import errors, failures
             errors.MachineError,
             "ulimit -n",
         ),
+        (
+            ValueError("RESOURCE_EXHAUSTED: Error writing d/1: No space left on device"),
+            errors.StorageError,
+            "make room",
+        ),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "m"), errors.StorageError, "make room"),
         (OSError(errno.EROFS, "Read-only file system", "m"), errors.StorageError, "m: Read-only"),
     ],

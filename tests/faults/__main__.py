@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ def main() -> int:
         for row in table.ROWS
         if (row.number in arguments.rows if arguments.rows else row.in_ci or not arguments.short)
     ]
+    # Under nohup it is ignored, by all children too, and jinstr leaves it so.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before, results = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="jinstr-faults-") as folder:
         context = multiprocessing.get_context("spawn")
