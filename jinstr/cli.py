@@ -36,6 +36,8 @@ TRAINING = Stage(
     (
         Command("pretrain", "train a language model on text", "文章から言語モデルを学習する"),
         Command("sft", "tune it on instructions and answers", "指示と応答で調整する"),
+        Command("reward", "train a model that scores answers", "回答を採点するモデルを学習する"),
+        Command("dpo", "tune it on rankings of answers", "回答の順位づけから直接調整する"),
     ),
 )
 STAGES = (
@@ -54,6 +56,7 @@ STAGES = (
         "出力",
         (
             Command("generate", "answer a file of prompts", "ファイルの質問にまとめて答える"),
+            Command("score", "score answers with a reward model", "報酬モデルで回答を採点する"),
             Command("chat", "talk to a model in the terminal", "端末でモデルと対話する"),
             Command(
                 "convert", "save a model for Hugging Face", "Hugging Face形式で書き出す", ("MODEL",)

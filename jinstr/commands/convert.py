@@ -47,7 +47,7 @@ def convert(
     target = pathlib.Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise errors.StorageError("JI-CONVERT-002", f"OUT={out} is there already and not empty")
-    base = base_lib.open_base(model, weights)
+    base = base_lib.with_heads(base_lib.open_base(model, weights), "language")
     tokenizer = tokenizer_lib.load(base.tokenizer_path)
     if adapter:
         named = name_of_base(base, base_name)

@@ -84,7 +84,7 @@ def identity(model: str, step: int, weights: str, template: str) -> list:
     """What tells a model from one trained anew in the same place: a digest of its weights, its template's content."""
     name = template or base_lib.template_of(model)
     written = pathlib.Path(name).read_text("utf-8") if name.endswith(".jinja") else name
-    place = model if model.startswith("hf:") else f"{model}@{step}"
+    place = model if model.startswith("hf:") or "@" in model else f"{model}@{step}"
     return [model, step, weights, base_lib.digest_of(place), written]
 
 

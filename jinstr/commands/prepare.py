@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from jinstr.data import comparisons, left_out, selection
 from jinstr.data import dataset as dataset_lib
-from jinstr.data import left_out, selection
+from jinstr.data import loader as loader_lib
 from jinstr.data import prepare as prepare_lib
 from jinstr.data import prepared as prepared_lib
 from jinstr.data import sources as sources_lib
@@ -24,7 +25,8 @@ def prepare(
     """Make the prepared sets that training with the same settings reads, and pack them for its SEQ_LEN.
 
     heldout_list: file to write the held-out prompts (or other groups) to, one a line; EXCLUDE takes such a file. Where
-    sets hold preferences or rankings they are prepared and not packed. Returns the manifests by source name.
+    some sets are for training on text and others for comparing answers they are prepared and not packed. Returns the
+    manifests by source name.
     """
     found = dataset_lib.prepare_sets(
         data, tokenizer_path=tokenizer, template=template, prepare_config=prepare_config
@@ -51,8 +53,11 @@ def prepare(
         if counts["straddles"]:
             print(f"    pieces split where the answer begins: {counts['straddles']:,}")
         print(f"    {place.path}")
-    if all(manifest["kind"] in ("lm", "chat") for manifest in manifests.values()):
-        loaded = dataset_lib.pack(data, found, seed)
+    kinds = {manifest["kind"] for manifest in manifests.values()}
+    for packed_kinds in (loader_lib.TEXT, comparisons.KINDS):
+        if not kinds <= {*packed_kinds}:
+            continue
+        loaded = dataset_lib.pack(data, found, seed, packed_kinds)
         rows = dataset_lib.table(loaded)
         print(f"packed for SEQ_LEN={data.seq_len}:")
         for row in rows:

@@ -39,6 +39,11 @@ def replay(
     startup.use_compile_cache()
     folder = pathlib.Path(run_dir)
     command, kwargs = record.read(folder, module=module)
+    if command not in ("pretrain", "sft"):
+        raise errors.ConfigError(
+            "JI-REPLAY-009",
+            f"{folder} is a run of `jinstr {command}`; steps of pretrain and sft can be computed again",
+        )
     kwargs = {"init": ""} | kwargs
     log = replay_lib.Log(folder)
     if not log.steps:

@@ -119,7 +119,9 @@ def sft(
             if loader.is_chat and evaluation_config.samples:
                 prompts = evaluation.chat_prompts(loader, evaluation_config.samples)
                 written = answers.write(params, prompts)
-                found["ended"] = write_samples(writer, step, name, tokenizer, prompts, written)
+                found["ended"] = metrics_lib.write_samples(
+                    writer, step, name, tokenizer, prompts, written
+                )
             results |= {f"eval/{name}/{key}": value for key, value in found.items()}
         for task in tasks:
             if task.chooses:
@@ -176,11 +178,3 @@ def sft(
         data=dataset_lib.table(data_set),
         previous=[base.folder] if base.is_run else [],
     )
-
-
-def write_samples(writer, step: int, name: str, tokenizer, prompts, answers) -> float:
-    """Put answers to held-out prompts into samples.jsonl; the share of them that ended by themselves."""
-    ended = [answer.finish != "length" for answer in answers]
-    for prompt, answer, has_ended in zip(prompts, answers, ended):
-        writer.write_sample(step, tokenizer.decode(prompt), answer.text, has_ended, name)
-    return sum(ended) / len(ended)

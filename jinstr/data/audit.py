@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from jinstr import errors
+from jinstr.data import batching
 from jinstr.text import paint
 
 NO_TRAINED_TOKEN = "no trained token"
@@ -112,7 +113,7 @@ def check_batch(
     for row in range(len(segments)):
         for segment in range(1, int(segments[row].max(initial=0)) + 1):
             places = segments[row] == segment
-            fields = {name: batch[name][row, places] for name in batch if name != "segment_ids"}
+            fields = {name: batch[name][row, places] for name in batching.FIELDS}
             who = f"row {row}, segment {segment}"
             if number < len(names):
                 who += f" ({names[number][0]}, example {names[number][1]})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jinstr import errors
@@ -126,20 +127,22 @@ def prepare_sets(
     return Sets(sources, sets, *prepare.ensure_held_out(held_out, **settings))
 
 
-def pack(config: DataConfig, found: Sets, seed: int) -> Dataset:
-    """Open prepared sets as loaders. Errors: ConfigError for a batch that does not divide."""
+def pack(
+    config: DataConfig, found: Sets, seed: int, kinds: Sequence[str] = loader_lib.TEXT
+) -> Dataset:
+    """Open prepared sets, of these kinds, as loaders. Errors: ConfigError for a batch that does not divide."""
     loader_config = loader_lib.LoaderConfig(
         seq_len=config.seq_len, batch_rows=batch_rows(config), seed=seed, rate_unit=config.rate_unit
     )
-    sets = mixtures.with_rates(found.sources, found.sets, loader_config)
-    train = loader_lib.Loader(sets, loader_config)
+    sets = mixtures.with_rates(found.sources, found.sets, loader_config, kinds)
+    train = loader_lib.Loader(sets, loader_config, kinds)
     loaders = {}
     for source, place in zip(found.held_out_sources, found.held_out_sets):
         name = place.name
         while name in loaders:
             name += "+"
         try:
-            loaders[name] = loader_lib.Loader((place,), loader_config)
+            loaders[name] = loader_lib.Loader((place,), loader_config, kinds)
         except errors.DataError as error:
             if source.part != "heldout" or error.code != loader_lib.NO_ROWS:
                 raise
@@ -150,15 +153,22 @@ def pack(config: DataConfig, found: Sets, seed: int) -> Dataset:
     return Dataset(train, loaders, found.sources, sets)
 
 
-def load(config: DataConfig, *, seed: int, may_prepare: bool = True, **settings) -> Dataset:
+def load(
+    config: DataConfig,
+    *,
+    seed: int,
+    may_prepare: bool = True,
+    kinds: Sequence[str] = loader_lib.TEXT,
+    **settings,
+) -> Dataset:
     """Prepare what is missing, tell what was left out, and open it.
 
-    settings: tokenizer_path, template, prepare_config. Errors: those of preparing; ConfigError for a batch that does
-    not divide.
+    kinds: of records, those of text or those of comparisons. settings: tokenizer_path, template, prepare_config.
+    Errors: those of preparing; ConfigError for a batch that does not divide.
     """
     batch_rows(config)
     found = prepare_sets(config, may_prepare=may_prepare, **settings)
-    data = pack(config, found, seed)
+    data = pack(config, found, seed, kinds)
     if may_prepare:  # else several processes would all say it
         for line in what_was_left_out(found, config.seq_len):
             print(line)

@@ -150,6 +150,7 @@ def encode_ranked(source: str, example: Mapping, tokenizer, template) -> Encoded
         answers=tuple(tokens for tokens, _, _, _ in rendered),
         masks=tuple(masks),
         ranks=tuple(ranks),
+        annotator=example.get("annotator", ""),
     )
     return Encoded(
         records=[record],

@@ -3,8 +3,8 @@
 What examples look like (the keys of each kind):
     lm          id, text, group
     chat        id, roles, contents, group, genre      roles: system, user, input, assistant
-    preference  id, roles, contents (the prompt), chosen, rejected, group
-    prompts     id, roles, contents (the prompt), responses, ranks (1 = best, ties allowed), group
+    preference  id, roles, contents (the prompt), chosen, rejected, group, annotator
+    prompts     id, roles, contents (the prompt), responses, ranks (1 = best, ties allowed), group, annotator
 `group` is what splits go by: the prompt, so that answers to one question stay together, or a field such as the author.
 A row has the shape whose needed keys it has and whose foreign keys it lacks. `text` is the question in ichikara data
 and the whole sample in jaster data, so a row that fits several shapes is refused, never guessed.
@@ -187,6 +187,11 @@ def _last_answer(value) -> str:
     raise bad_rows.BadRow(bad_rows.WRONG_TYPE, "an answer is neither text nor a list of messages")
 
 
+def _annotator(row: Row) -> str:
+    """Who compared the answers; "" when it is not said."""
+    return id_of(row, ("annotator", "labeler"))
+
+
 def _preference(row: Row) -> Iterator[dict]:
     roles, contents = _prompt(row)
     pair = [
@@ -200,6 +205,7 @@ def _preference(row: Row) -> Iterator[dict]:
         "chosen": pair[0],
         "rejected": pair[1],
         "group": group,
+        "annotator": _annotator(row),
     }
 
 
@@ -222,6 +228,7 @@ def _ranking(row: Row) -> Iterator[dict]:
         "responses": responses,
         "ranks": ranks,
         "group": prompt_group(roles, contents),
+        "annotator": _annotator(row),
     }
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import xxhash
 
 from jinstr import errors
-from jinstr.data import batching, fingerprints, mixing, packing, prepared
+from jinstr.data import batching, comparisons, fingerprints, mixing, packing, prepared
 from jinstr.testing import faults
 
 NO_ROWS = "JI-LOAD-002"  # code of the error of a set without an example that fits a row
+TEXT = ("lm", "chat")  # kinds of records whose tokens are trained as they stand
 _ENDLESS = 1 << 40  # length of the step sequence shown to grain; training stops by itself
 
 
@@ -36,14 +37,14 @@ class LoaderConfig:
 class _Source:
     """One packed set of the mixture."""
 
-    def __init__(self, source: prepared.PreparedSource, seq_len: int):
+    def __init__(self, source: prepared.PreparedSource, seq_len: int, kinds: Sequence[str]):
         self.name, self.rate = source.name, source.rate
         self.set = prepared.PreparedSet(source.path)
-        if self.set.kind not in ("lm", "chat"):
+        if self.set.kind not in kinds:
+            wanted = "text or conversations" if kinds == TEXT else "rankings or pairs of answers"
             raise errors.ConfigError(
                 "JI-LOAD-001",
-                f"{source.name} holds {self.set.kind} records, which are not rows of text to train on; "
-                "use text or conversations here",
+                f"{source.name} holds {self.set.kind} records; this command trains on {wanted}",
             )
         index = packing.load(self.set.path, seq_len)
         if index is None:
@@ -79,13 +80,18 @@ class _Source:
 class Loader:
     """Batches of a mixture of prepared sets, by step."""
 
-    def __init__(self, sources: Sequence[prepared.PreparedSource], config: LoaderConfig):
-        """Open the sets and pack them for `config.seq_len` where that was not done yet.
+    def __init__(
+        self,
+        sources: Sequence[prepared.PreparedSource],
+        config: LoaderConfig,
+        kinds: Sequence[str] = TEXT,
+    ):
+        """Open the sets, of these kinds, and pack them for `config.seq_len` where that was not done yet.
 
         Errors: ConfigError when the sets were prepared with different tokenizers, or rates do not fit.
         """
         self.config = config
-        self._sources = [_Source(source, config.seq_len) for source in sources]
+        self._sources = [_Source(source, config.seq_len, kinds) for source in sources]
         tokens = [source.set.manifest["tokens"] for source in self._sources]
         if len({facts["tokenizer"] for facts in tokens}) != 1:
             raise errors.ConfigError(
@@ -98,6 +104,12 @@ class Loader:
         self._ends = np.cumsum([source.num_rows for source in self._sources])
         self.num_rows = int(self._ends[-1])
         self.bytes_total = sum(source.text_bytes for source in self._sources)
+        if self._sources[0].set.kind in comparisons.KINDS:
+            # Prompts of a row and answers to a prompt, at most: batches of all steps have one shape.
+            self._most = (
+                max(int(np.diff(source.index.offsets).max()) for source in self._sources),
+                max(comparisons.most_answers(source.set.manifest) for source in self._sources),
+            )
         batches = dataclasses.asdict(config)
         del batches["prefetch"]
         self.identity: dict = fingerprints.record(
@@ -185,6 +197,10 @@ class Loader:
 
     def _batch(self, rows: Sequence[tuple[int, int]], empty: int = 0) -> dict[str, np.ndarray]:
         """The batch of the given rows, followed by `empty` rows of padding."""
+        if self._sources[0].set.kind in comparisons.KINDS:
+            ranked = [[record for record, *_ in row] for row in self._pieces(rows)]
+            ranked += [[] for _ in range(empty)]
+            return comparisons.assemble(ranked, self.config.seq_len, self.pad_id, *self._most)
         segments = []
         for row in self._pieces(rows):
             segments.append([])
@@ -242,13 +258,20 @@ class Loader:
 
     def read_rows(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """The batch of the given rows (0 to num_rows - 1, sources in order); number -1 is a row of padding."""
+        filled = self._located([row for row in rows if row >= 0])
+        return self._batch(filled, empty=len(rows) - len(filled))
+
+    def _located(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """(source, its row) of each of the rows."""
         owners = np.searchsorted(self._ends, rows, side="right")
-        filled = [
+        return [
             (int(owner), int(row - self._ends[owner] + self._sources[owner].num_rows))
             for owner, row in zip(owners, rows)
-            if row >= 0
         ]
-        return self._batch(filled, empty=len(rows) - len(filled))
+
+    def read_records(self, rows: Sequence[int]) -> list[list]:
+        """The records of the given rows (0 to num_rows - 1, sources in order), row by row."""
+        return [[record for record, *_ in row] for row in self._pieces(self._located(rows))]
 
     def first_records(self, count: int) -> list:
         """The first `count` records of the first source, in the set's (shuffled) order."""

@@ -33,9 +33,11 @@ def converted(
     return (row_rates if unit == "tokens" else row_rates * rows.sum() / rows).tolist()
 
 
-def _size(place: prepared.PreparedSource, config: loader_lib.LoaderConfig) -> tuple[int, int]:
+def _size(
+    place: prepared.PreparedSource, config: loader_lib.LoaderConfig, kinds: Sequence[str]
+) -> tuple[int, int]:
     """(rows, examples) of a set, which is packed where that was not done yet."""
-    loader = loader_lib.Loader((place,), config)
+    loader = loader_lib.Loader((place,), config, kinds)
     counts = prepared.PreparedSet(place.path).manifest["counts"]
     index = packing.load(prepared.PreparedSet(place.path).path, config.seq_len)
     return loader.num_rows, counts["examples"] - index.dropped
@@ -45,6 +47,7 @@ def with_rates(
     sources: Sequence[sources_lib.SourceConfig],
     sets: Sequence[prepared.PreparedSource],
     config: loader_lib.LoaderConfig,
+    kinds: Sequence[str] = loader_lib.TEXT,
 ) -> tuple[prepared.PreparedSource, ...]:
     """The sets of the sources, those of a Mixture's tasks with rates in the run's unit."""
     parts = collections.defaultdict(list)
@@ -53,7 +56,7 @@ def with_rates(
             parts[source.mixture].append(number)
     found = list(sets)
     for numbers in parts.values():
-        rows, examples = zip(*(_size(sets[n], config) for n in numbers))
+        rows, examples = zip(*(_size(sets[n], config, kinds) for n in numbers))
         rates = converted([sets[n].rate for n in numbers], config.rate_unit, rows, examples)
         for n, rate in zip(numbers, rates):
             found[n] = dataclasses.replace(sets[n], rate=rate)

@@ -131,6 +131,8 @@ class _Encoder:
             counts[f"drop/{encoded.drop}"] += 1
             return
         counts["examples"] += 1
+        if self.job.kind in ("preference", "prompts"):
+            counts[f"answers/{len(encoded.records[0].ranks)}"] += 1
         counts["straddles"] += encoded.straddles
         counts["utf8_bytes"] += sources_lib.size(example)
 
@@ -266,7 +268,10 @@ def build(job: Job, examples: Iterable[dict], workers: int, start: str = "spawn"
     duplicates = sum(facts.pop("duplicates") for facts, _, _ in written)
     if duplicates:
         drops["identical record"] = duplicates
-    return {
+    answers = {
+        name[8:]: count for name, count in sorted(counts.items()) if name.startswith("answers/")
+    }
+    return ({"answers": answers} if answers else {}) | {
         "kind": job.kind,
         "counts": {
             "read": counts["read"],

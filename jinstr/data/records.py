@@ -1,6 +1,7 @@
 """What a prepared set stores: one msgpack map per record, arrays as raw little-endian bytes.
 
-The `length` of a record is its number of targets: n + 1 token ids give n places to predict. A document longer than
+The `length` of a record is its number of targets: n + 1 token ids give n places to predict; ranked answers, which stand
+side by side and are read to their last token, take n + 1 places each. A document longer than
 `MAX_TARGETS` becomes consecutive chunks that share one token id (the last of chunk k is the first of chunk k + 1), so
 every token of a document is predicted exactly once. Token ids are u2 or u4 by vocabulary size (`token_dtype`), loss
 masks one bit per id; bit i says whether id i is trained as a target.
@@ -53,6 +54,7 @@ class Ranked:
     answers: tuple[np.ndarray, ...]  # int [n_k + 1] each: prompt and answer together
     masks: tuple[np.ndarray, ...]  # bool [n_k + 1] each
     ranks: tuple[int, ...]
+    annotator: str = ""  # who ranked them, where it is known
 
 
 Record = Lm | Chat | Ranked
@@ -64,9 +66,9 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def length(record: Record) -> int:
-    """Targets in the record; for ranked answers, in the longest of them."""
+    """Places that the record takes in a row: its targets, or all tokens of all ranked answers."""
     if isinstance(record, Ranked):
-        return max(len(answer) for answer in record.answers) - 1
+        return sum(len(answer) for answer in record.answers)
     return len(record.tokens) - 1
 
 
@@ -79,6 +81,7 @@ def pack(record: Record, dtype: str) -> bytes:
             "answers": [answer.astype(dtype).tobytes() for answer in record.answers],
             "loss": [np.packbits(mask).tobytes() for mask in record.masks],
             "ranks": list(record.ranks),
+            "annotator": record.annotator,
         }
     else:
         fields["tokens"] = record.tokens.astype(dtype).tobytes()

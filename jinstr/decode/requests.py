@@ -30,21 +30,9 @@ def read_prompts(path) -> list[dict]:
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
-            roles, contents = _turns(row)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise errors.DataError(
-                "JI-GENERATE-001",
-                f"{where}: no prompt found ({error}); a line needs messages, roles and contents, prompt, "
-                "instruction or text",
-            ) from error
-        if roles and roles[-1] == "assistant":
-            roles, contents = roles[:-1], contents[:-1]
-        asked = roles[-1:] == ["user"] or roles[-2:] == ["user", "input"]
-        if not asked or not all(isinstance(c, str) for c in contents):
-            raise errors.DataError(
-                "JI-GENERATE-002",
-                f"{where}: the last turn is not a user's text, or an input after one",
-            )
+        except ValueError as error:
+            raise errors.DataError("JI-GENERATE-001", f"{where}: not JSON ({error})") from error
+        roles, contents = prompt_of(row, where)
         name = str(row.get("id", row.get("ID", number)))
         if name in seen:
             raise errors.DataError(
@@ -53,6 +41,26 @@ def read_prompts(path) -> list[dict]:
         seen[name] = number
         prompts.append({"id": name, "roles": roles, "contents": contents})
     return prompts
+
+
+def prompt_of(row: dict, where: str) -> tuple[list[str], list[str]]:
+    """Roles and contents of the prompt of a line, without an answer at the end. Errors: DataError naming `where`."""
+    try:
+        roles, contents = _turns(row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise errors.DataError(
+            "JI-GENERATE-001",
+            f"{where}: no prompt found ({error}); a line needs messages, roles and contents, prompt, "
+            "instruction or text",
+        ) from error
+    if roles and roles[-1] == "assistant":
+        roles, contents = roles[:-1], contents[:-1]
+    asked = roles[-1:] == ["user"] or roles[-2:] == ["user", "input"]
+    if not asked or not all(isinstance(c, str) for c in contents):
+        raise errors.DataError(
+            "JI-GENERATE-002", f"{where}: the last turn is not a user's text, or an input after one"
+        )
+    return roles, contents
 
 
 def _turns(row: dict) -> tuple[list[str], list[str]]:
@@ -68,6 +76,8 @@ def _turns(row: dict) -> tuple[list[str], list[str]]:
         if given.strip():
             return ["user", "input"], [row["instruction"], given]
         return ["user"], [row["instruction"]]
+    if isinstance(row.get("prompt"), list):  # of a comparison: the messages before its answers
+        return [m["role"] for m in row["prompt"]], [m["content"] for m in row["prompt"]]
     return ["user"], [row["prompt"] if "prompt" in row else row["text"]]
 
 

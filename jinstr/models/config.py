@@ -74,6 +74,9 @@ class DecoderConfig:
     mlp_size: int = 688  # hidden width of the feed-forward part
     max_positions: int = 4096  # longest sequence the model is meant for
     tie_embeddings: bool = True  # the output head is the embedding, transposed
+    heads: str = (
+        "language"  # language | score (a reward model or critic) | both (a policy with its critic)
+    )
     embed_scale: bool = False  # multiply embeddings by sqrt(D) (Gemma)
     norm: str = "rms"  # rms | layer (GPT-NeoX)
     norm_epsilon: float = 1e-5
@@ -115,6 +118,7 @@ class DecoderConfig:
             "rope_scaling": ("", "linear", "llama3"),
             "remat": ("none", "dots", "full"),
             "attention": ("xla", "blocked"),
+            "heads": ("language", "score", "both"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:

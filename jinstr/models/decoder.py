@@ -31,7 +31,7 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """All parameters: embedding, stacked blocks [L, …], last norm, output head if untied."""
+    """All parameters: embedding, stacked blocks [L, …], last norm, the heads that the config names."""
 
     def __init__(self, config: config_lib.DecoderConfig, rules: mesh_lib.AxisRules, *, rngs):
         dtype = jnp.dtype(config.param_dtype)
@@ -47,7 +47,15 @@ class Decoder(nnx.Module):
 
         self.blocks = stack(rngs.split(config.num_layers))
         self.norm_final = layers.Norm(config.hidden_size, config)
-        if not config.tie_embeddings:
+        if config.heads != "language":
+            # Zero: every score is 0 at first, so the first losses have values that are known.
+            self.score = nnx.Dict(
+                kernel=nnx.Param(
+                    jnp.zeros((config.hidden_size, 1), dtype),
+                    out_sharding=rules.spec("embed", None),
+                )
+            )
+        if config.heads != "score" and not config.tie_embeddings:
             self.head = layers.Linear(
                 config.hidden_size,
                 config.vocab_size,
@@ -275,6 +283,12 @@ def logits(config: config_lib.DecoderConfig, params: dict, hidden: jax.Array) ->
     return (
         config.logit_softcap * jnp.tanh(out / config.logit_softcap) if config.logit_softcap else out
     )
+
+
+def scores(params: dict, hidden: jax.Array) -> jax.Array:
+    """[..., D] → [...] in float32, by the score head: the reward of a text at its last token, the value of a state."""
+    kernel_D = params["score"]["kernel"][:, 0].astype(jnp.float32)
+    return hidden.astype(jnp.float32) @ kernel_D
 
 
 def count_params(config: config_lib.DecoderConfig) -> int:

@@ -18,6 +18,7 @@ from jinstr.models import config as config_lib
 from jinstr.models import decoder
 
 LEAVES = ("lora_a", "lora_b")
+SCORE = "score"  # the head of a reward model: trained with the adapters, no base has it
 
 
 def plain(config: config_lib.DecoderConfig) -> config_lib.DecoderConfig:
@@ -26,10 +27,12 @@ def plain(config: config_lib.DecoderConfig) -> config_lib.DecoderConfig:
 
 
 def split(params: dict) -> tuple[dict, dict]:
-    """(adapters, base) of a parameter tree, whatever its leaves are."""
+    """(adapters, base) of a parameter tree, whatever its leaves are. A score head goes with the adapters."""
     adapters, base = {}, {}
     for name, value in params.items():
-        if isinstance(value, dict):
+        if name == SCORE:
+            adapters[name] = value
+        elif isinstance(value, dict):
             own, rest = split(value)
             adapters |= {name: own} if own else {}
             base |= {name: rest} if rest else {}
@@ -54,7 +57,7 @@ def trained(config: config_lib.DecoderConfig, params: dict) -> dict:
     if not config.lora.rank:
         return params
     adapters, _ = split(params)
-    if not adapters:
+    if not adapters.keys() - {SCORE}:
         raise errors.ConfigError(
             "JI-LORA-002",
             f"LORA_TARGETS={config.lora.targets!r}: this model has no such projection, so nothing would be trained",
@@ -79,7 +82,7 @@ def merge(config: config_lib.DecoderConfig, params: dict) -> dict:
     A tree without adapters is returned as it is.
     """
     adapters, base = split(params)
-    return merge_into(config, adapters, base) if adapters else params
+    return merge_into(config, adapters, base) if adapters.keys() - {SCORE} else params
 
 
 def merge_into(config: config_lib.DecoderConfig, adapters: dict, base: dict) -> dict:
@@ -116,7 +119,9 @@ def _with_sums(adapters: dict, base: dict, scale: float) -> dict:
 
 def _add(adapters: dict, base: dict, scale: float) -> None:
     for name, value in adapters.items():
-        if "lora_a" in value:
+        if name == SCORE:
+            base[name] = value
+        elif "lora_a" in value:
             kernel = base[name]["kernel"]
             kernel_sum = _sum(kernel, value["lora_a"], value["lora_b"], scale)
             base[name]["kernel"] = jax.device_put(kernel_sum, kernel.sharding)

@@ -13,10 +13,11 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 
 from jinstr import errors
 from jinstr.models import config as config_lib
-from jinstr.models import hf_read, lora, vocabulary
+from jinstr.models import decoder, hf_read, lora, vocabulary
 from jinstr.text import extend, templates
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import adapters, hub, model_files, storage
@@ -99,7 +100,9 @@ def _run(init: str, weights: str) -> Base:
                 model = dataclasses.replace(config, lora=record.lora)
                 types = jax.numpy.dtype(config.param_dtype), jax.tree.leaves(abstract)[0].dtype
                 narrower = min(types, key=lambda dtype: dtype.itemsize)
-                below = recorded(record, folder).load(_in_type(abstract, narrower))
+                below = with_heads(recorded(record, folder), config.heads)
+                plain = {name: tree for name, tree in abstract.items() if name != lora.SCORE}
+                below = below.load(_in_type(plain, narrower))
                 place = adapters.everywhere(jax.tree.leaves(abstract)[0].sharding)
                 found = adapters.restore(checkpointer, chosen, weights, model, place)
                 found = lora.merge_into(model, found, below)
@@ -208,6 +211,47 @@ def for_tokenizer(base: Base, tokenizer) -> Base:
         return vocabulary.widened(base.load(before), abstract, pieces, own.vocab_size)
 
     return dataclasses.replace(base, config=config, load=load)
+
+
+def with_heads(base: Base, heads: str) -> Base:
+    """The base as a model with these heads: a language head that is not wanted is left out, a score head that it lacks
+    begins as zeros.
+
+    Errors: ConfigError for a language head that it does not have.
+    """
+    if heads == base.config.heads:
+        return base
+    if base.config.heads == "score":
+        raise errors.ConfigError(
+            "JI-INIT-009",
+            f"{base.init} is a reward model: it gives scores and has no head to write with; give the model that it "
+            "was made from, or score answers with it (jinstr score)",
+        )
+
+    def load(abstract: dict) -> dict:
+        own = decoder.abstract_params(base.config)
+        like = abstract["embed"]["embedding"]
+        beside = _placed(own, like.dtype, adapters.everywhere(like.sharding))
+        found = base.load({name: abstract.get(name, beside[name]) for name in own})
+        found = {name: tree for name, tree in found.items() if name in abstract}
+        if lora.SCORE in abstract and lora.SCORE not in found:
+            zeros = {
+                name: jnp.zeros(leaf.shape, leaf.dtype)
+                for name, leaf in abstract[lora.SCORE].items()
+            }
+            places = {name: leaf.sharding for name, leaf in abstract[lora.SCORE].items()}
+            found[lora.SCORE] = jax.device_put(zeros, places)
+        return found
+
+    return dataclasses.replace(
+        base, config=dataclasses.replace(base.config, heads=heads), load=load
+    )
+
+
+def _placed(abstract: dict, dtype, place: jax.sharding.Sharding) -> dict:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), abstract
+    )
 
 
 def check_shape(given: config_lib.DecoderConfig, base: Base) -> None:

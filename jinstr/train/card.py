@@ -23,6 +23,8 @@ _HUB_DATASET = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)/?
 _COMMANDS = {  # command → what a stage is called
     "pretrain": ("事前学習", "pretraining"),
     "sft": ("指示チューニング", "instruction tuning"),
+    "reward": ("報酬モデルの学習", "reward model"),
+    "dpo": ("回答の比較による調整", "preference tuning"),
 }
 
 

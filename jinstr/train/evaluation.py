@@ -40,7 +40,7 @@ class EvaluationConfig:
     batch_rows: int = 16  # questions scored or answered at a time
 
 
-def _going_on() -> None:
+def going_on() -> None:
     """Between two parts of an evaluation: it makes progress, and here it may be left."""
     watchdog.alive()
     faults.point("evaluate_part")
@@ -61,7 +61,7 @@ def loss_on(
     whole = True
     parts = loader.evaluation_batches(jax.process_index(), jax.process_count())
     for index, batch in enumerate(tqdm.tqdm(parts, desc="held out", leave=False, disable=None)):
-        _going_on()
+        going_on()
         if max_rows and index * loader.config.batch_rows >= max_rows:
             whole = False
             break
@@ -120,7 +120,7 @@ def answer_logprobs(
     order = sorted(range(len(pairs)), key=lambda n: len(rendered[n][0]))
     found = np.zeros(len(pairs))
     for at in tqdm.tqdm(range(0, len(order), rows), desc="choices", leave=False, disable=None):
-        _going_on()
+        going_on()
         some = order[at : at + rows]
         batch = _rows([rendered[n] for n in some], tokenizer.pad_id, rows)
         found[some] = np.asarray(_answer_logprobs(config, params, batch))[: len(some)]
@@ -177,7 +177,7 @@ class Answers:
         for number, answer in tqdm.tqdm(
             written, desc="answers", total=len(prompts), leave=False, disable=None
         ):
-            _going_on()
+            going_on()
             found[number] = answer
         self._sampler.forget()  # training goes on beside it
         return [found[number] for number in range(len(prompts))]

@@ -24,7 +24,8 @@ def matmul_weights(config: config_lib.DecoderConfig) -> int:
     heads = config.num_heads * config.head_dim
     attention = config.hidden_size * (2 * heads + 2 * config.num_kv_heads * config.head_dim)
     mlp = (3 if config.gated_mlp else 2) * config.hidden_size * config.mlp_size
-    return config.num_layers * (attention + mlp) + config.hidden_size * config.vocab_size
+    head = 1 if config.heads == "score" else config.vocab_size
+    return config.num_layers * (attention + mlp) + config.hidden_size * head
 
 
 def train_flops(config: config_lib.DecoderConfig, tokens: float, square: float) -> float:

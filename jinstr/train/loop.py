@@ -112,7 +112,8 @@ class _Pending:
             self._meter.add(values)
             line = {"train/tokens": self._meter.tokens_seen}
             if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-                line |= {"train/loss": values["loss"], "train/grad_norm": values["grad_norm"]}
+                counted = ("weight", "tokens", "square")
+                line |= {f"train/{name}": v for name, v in values.items() if name not in counted}
                 self._accepted(step, values, examples)
             else:
                 self._refuse(step, values, examples)

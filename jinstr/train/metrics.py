@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -103,3 +103,13 @@ class MetricsWriter:
             self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def write_samples(
+    writer: MetricsWriter, step: int, name: str, tokenizer, prompts: Sequence, answers: Sequence
+) -> float:
+    """Put answers to held-out prompts into samples.jsonl; the share of them that ended by themselves."""
+    ended = [answer.finish != "length" for answer in answers]
+    for prompt, answer, has_ended in zip(prompts, answers, ended):
+        writer.write_sample(step, tokenizer.decode(prompt), answer.text, has_ended, name)
+    return sum(ended) / len(ended)

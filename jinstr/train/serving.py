@@ -33,19 +33,32 @@ def on_one_device(params: dict) -> dict:
     return jax.device_put(params, place)
 
 
-def load_run(model, step: int | None = None, *, weights: str = "params", template: str = "") -> Run:
+def load_run(
+    model,
+    step: int | None = None,
+    *,
+    weights: str = "params",
+    template: str = "",
+    heads: str = "language",
+) -> Run:
     """Read a model onto the first device: a RUN_DIR, hf:FOLDER or hf:org/name[@revision].
 
     step: None takes the newest checkpoint that verifies. weights: "params", or "ema" when the run kept an average.
-    template: a name or .jinja path in place of the model's own. Only the weights are read, not the optimizer; adapters
-    are added to the base that they were trained on. That sum and a Hugging Face checkpoint are kept in the type that
-    they are computed in, if it is the narrower one.
+    template: a name or .jinja path in place of the model's own. heads: "score" for a reward model. Only the weights are
+    read, not the optimizer; adapters are added to the base that they were trained on. That sum and a Hugging Face
+    checkpoint are kept in the type that they are computed in, if it is the narrower one.
     Errors: StorageError when there is no model or no sound checkpoint.
     """
     if step is not None and str(model).startswith("hf:"):
         raise errors.ConfigError("JI-SERVE-003", f"STEP={step}: {model} has no steps; leave it out")
     init = str(model) if step is None else f"{model}@{step}"
     base = base_lib.pinned(base_lib.open_base(init, weights), weights)
+    if heads == "score" and base.config.heads == "language":
+        raise errors.ConfigError(
+            "JI-SERVE-005",
+            f"{model} writes text and gives no scores; give the RUN_DIR of `jinstr reward`",
+        )
+    base = base_lib.with_heads(base, heads)
     tokenizer = tokenizer_lib.load(base.tokenizer_path)
     name = template or base.template
     chat_template = templates_lib.load(name, tokenizer) if name else None

@@ -28,15 +28,16 @@ def use_compile_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def base_for(run_dir: pathlib.Path, init: str) -> base_lib.Base:
-    """The model that INIT names; of the hub without a revision, it is that which adapters in `run_dir` began on.
+def base_for(run_dir: pathlib.Path, init: str, heads: str = "language") -> base_lib.Base:
+    """The model that INIT names, with these heads; of the hub without a revision, it is that which adapters in
+    `run_dir` began on.
 
-    Errors: those of open_base.
+    Errors: those of open_base and with_heads.
     """
     before = adapters.begun(run_dir)
     if before is not None and init.startswith("hf:") and before.init.startswith(f"{init}@"):
         init = before.init
-    return base_lib.open_base(init)
+    return base_lib.with_heads(base_lib.open_base(init), heads)
 
 
 def model_for(
@@ -150,7 +151,8 @@ def frozen_base(
         return {}, None
     abstract = state_lib.abstract_frozen(model, mesh, rules)
     # Its digest was just taken: `recorded` would read every byte once more.
-    return base_lib.open_base(record.init).load(abstract), record
+    below = base_lib.with_heads(base_lib.open_base(record.init), model.heads)
+    return below.load(abstract), record
 
 
 def place_of(model: config_lib.DecoderConfig, mesh) -> dict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,12 @@ def abstract_state(
     )
 
 
+def frozen_dtype(model: config_lib.DecoderConfig) -> jnp.dtype:
+    """The type that parameters which are only read are kept in: the narrower one of theirs and of computing."""
+    types = jnp.dtype(model.param_dtype), decoder.compute_dtype(model)
+    return min(types, key=lambda dtype: dtype.itemsize)
+
+
 def abstract_frozen(model: config_lib.DecoderConfig, mesh: Mesh, rules: mesh_lib.AxisRules) -> dict:
     """The base under adapters, with shardings as in `abstract_state`; {} where everything is trained.
 
@@ -75,8 +82,7 @@ def abstract_frozen(model: config_lib.DecoderConfig, mesh: Mesh, rules: mesh_lib
     """
     if not model.lora.rank:
         return {}
-    types = jnp.dtype(model.param_dtype), decoder.compute_dtype(model)
-    dtype = min(types, key=lambda dtype: dtype.itemsize)
+    dtype = frozen_dtype(model)
     _, shapes = lora.split(decoder.abstract_params(model))
     _, shardings = lora.split(decoder.param_shardings(model, mesh, rules))
     return jax.tree.map(
@@ -232,19 +238,41 @@ def _sizes(batch: dict) -> dict:
     return {"tokens": real.sum().astype(jnp.float32), "square": square}
 
 
-def _accumulate(gradient: Callable, microbatches: int, params: dict, batch: dict, frozen: dict):
-    """(nll, gradients) summed over a batch, computed in `microbatches` parts."""
-    if microbatches == 1:
-        (_, nll), grads = gradient(params, batch, frozen)
-        return nll, grads
+class Objective(NamedTuple):
+    """What a step minimises: a sum over the batch divided by a weight of the batch."""
 
-    def add(sums, part):
-        (_, nll), grads = gradient(params, part, frozen)
-        return jax.tree.map(jnp.add, sums, (nll, grads)), None
+    # (params, batch, frozen) → (f32 to differentiate, {"loss": f32, …}): sums; the others are logged beside the loss
+    sums: Callable[[dict, dict, dict], tuple[jax.Array, dict]]
+    weight: Callable[[dict], jax.Array]  # batch → f32
+
+
+def language_objective(
+    model: config_lib.DecoderConfig, rules: mesh_lib.AxisRules, z_loss: float
+) -> Objective:
+    """Weighted negative log-likelihood of the targets, a token."""
+
+    def sums(params, batch, frozen):
+        total, nll = nll_sum(model, lora.join(params, frozen), batch, rules, z_loss)
+        return total, {"loss": nll}
+
+    return Objective(sums, lambda batch: batch["loss_weights"].sum())
+
+
+def _accumulate(gradient: Callable, microbatches: int, params: dict, batch: dict, frozen: dict):
+    """(sums, gradients) of a batch, computed in `microbatches` parts."""
+    if microbatches == 1:
+        (_, sums), grads = gradient(params, batch, frozen)
+        return sums, grads
+
+    def add(total, part):
+        (_, sums), grads = gradient(params, part, frozen)
+        return jax.tree.map(jnp.add, total, (sums, grads)), None
 
     # Row r goes to microbatch r mod A, so that every device keeps its own rows.
     parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    first = jax.tree.map(lambda x: x[0], parts)
+    (_, sums), _ = jax.eval_shape(gradient, params, first, frozen)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, params))
     return jax.lax.scan(add, zero, parts)[0]
 
 
@@ -257,34 +285,35 @@ def make_step(
     abstract: dict,
     microbatches: int = 1,
     frozen: dict | None = None,
+    objective: Objective | None = None,
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
     """Jitted (state, batch) → (state, metrics); the state is donated.
 
-    The gradient is that of sum(weight · nll) / sum(weight) over the whole global batch: with `microbatches` > 1 the
-    sums are accumulated first and divided once, so uneven numbers of trained tokens do not matter. A step whose loss or
-    gradient norm is not finite changes nothing but `step`. frozen: under LoRA, the base (see `abstract_frozen`).
-    metrics: loss, grad_norm, weight (sum of weights), tokens (non-padding places), square (sum of segment len²).
+    The gradient is that of sum(weight · nll) / sum(weight) over the whole global batch (or of another objective): with
+    `microbatches` > 1 the sums are accumulated first and divided once, so uneven numbers of trained tokens do not
+    matter. A step whose loss or gradient norm is not finite changes nothing but `step`. frozen: what is read and not
+    trained; under LoRA, the base (see `abstract_frozen`).
+    metrics: loss and the objective's other sums over weight, grad_norm, weight, tokens (non-padding places), square
+    (sum of segment len²).
     """
     frozen = frozen or {}
-
-    def loss_of(params, batch, frozen):
-        return nll_sum(model, lora.join(params, frozen), batch, rules, optimizer.z_loss)
-
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    objective = objective or language_objective(model, rules, optimizer.z_loss)
+    gradient = jax.value_and_grad(objective.sums, has_aux=True)
     accumulate = functools.partial(_accumulate, gradient, microbatches)
     advance = functools.partial(_advance, transform, optimizer.ema_decay)
 
     def step(state, batch, frozen):
         if jax.config.jax_disable_jit:  # JINSTR_DEBUG: here values are numbers, not tracers
-            loss_of(state["params"], batch, frozen)
-        nll, grads = accumulate(state["params"], batch, frozen)
-        weight = jnp.maximum(batch["loss_weights"].sum(), 1e-8)
+            objective.sums(state["params"], batch, frozen)
+        sums, grads = accumulate(state["params"], batch, frozen)
+        weight = jnp.maximum(objective.weight(batch), 1e-8)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-        nll, grads = _with_faults(state["step"] + 1, nll, grads)
-        loss, grad_norm = nll / weight, optax.tree.norm(grads)
-        new = advance_if_finite(advance, loss, grad_norm, state, grads)
+        sums["loss"], grads = _with_faults(state["step"] + 1, sums["loss"], grads)
+        values = {name: value / weight for name, value in sums.items()}
+        grad_norm = optax.tree.norm(grads)
+        new = advance_if_finite(advance, values["loss"], grad_norm, state, grads)
         new = _poisoned(new | {"step": state["step"] + 1})
-        return new, {"loss": loss, "grad_norm": grad_norm, "weight": weight} | _sizes(batch)
+        return new, values | {"grad_norm": grad_norm, "weight": weight} | _sizes(batch)
 
     place = shardings_of(abstract)
     whole = mesh_lib.replicated(mesh)

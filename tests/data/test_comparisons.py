@@ -1,0 +1,86 @@
+"""Rows of comparisons: every answer of a prompt in one row, whole, and found again by its number."""
+
+import numpy as np
+import pytest
+
+from jinstr import errors
+from jinstr.data import comparisons, loader, prepared, records, sources
+
+
+def ranked(name, prompt, answers, ranks):
+    """Answers of the given lengths behind a prompt; ids tell prompt, answer and place."""
+    texts = [
+        np.array([*range(prompt), *(1000 * (k + 1) + n for n in range(length))])
+        for k, length in enumerate(answers)
+    ]
+    masks = [np.arange(len(ids)) >= prompt for ids in texts]
+    return records.Ranked(
+        src="s", id=name, part=1, prompt_length=prompt,
+        answers=tuple(texts), masks=tuple(masks), ranks=tuple(ranks),
+    )  # fmt: skip
+
+
+def test_answers_stand_side_by_side_and_are_read_to_their_end():
+    rows = [[ranked("a", 3, [2, 4], [2, 1]), ranked("b", 1, [1, 1, 2], [1, 1, 2])], []]
+    batch = comparisons.assemble(rows, seq_len=24, pad_id=7, prompts=2, answers=3)
+    assert batch["answers"].tolist()[0] == [[1, 2, 0], [3, 4, 5]]
+    assert batch["ranks"].tolist()[0] == [[2, 1, 0], [1, 1, 2]]
+    assert not batch["answers"][1].any() and not batch["segment_ids"][1].any()
+    place = batch["segment_ids"][0] == 2
+    assert batch["tokens"][0, place].tolist() == [0, 1, 2, 2000, 2001, 2002, 2003]
+    assert batch["targets"][0, place].tolist() == [1, 2, 2000, 2001, 2002, 2003, 7]
+    # The answer is trained as a target, the prompt is not, nor is what follows the last token.
+    assert batch["loss_weights"][0, place].tolist() == [0, 0, 1, 1, 1, 1, 0]
+    assert batch["positions"][0, place].tolist() == list(range(7))
+
+
+def test_a_record_takes_the_places_of_all_its_answers():
+    record = ranked("a", 3, [2, 4], [2, 1])
+    assert records.length(record) == 5 + 7
+    again = records.unpack("prompts", records.pack(record, "<u2"), "<u2")
+    assert again.ranks == (2, 1) and all(map(np.array_equal, again.answers, record.answers))
+
+
+@pytest.fixture(scope="module")
+def rankings(make, world):
+    return make(sources.SourceConfig(path=f"{world}/rankings.jsonl"))
+
+
+def test_a_loader_of_rankings_gives_every_prompt_once(rankings):
+    config = loader.LoaderConfig(seq_len=256, batch_rows=4)
+    opened = loader.Loader(rankings, config, comparisons.KINDS)
+    manifest = prepared.PreparedSet(rankings[0].path).manifest
+    assert {*manifest["answers"]} == {"3", "4"} and sum(manifest["answers"].values()) == 300
+    seen, shapes = [], set()
+    for number, batch in enumerate(opened.evaluation_batches()):
+        shapes.add(tuple(batch["answers"].shape))
+        assert batch["answers"].max() == batch["segment_ids"].max() > 0
+        rows = range(4 * number, min(4 * number + 4, opened.num_rows))
+        for row, kept in enumerate(opened.read_records(rows)):
+            seen += [record.id for record in kept]
+            for group, record in enumerate(kept):
+                for answer, ids in enumerate(record.answers):
+                    place = batch["segment_ids"][row] == batch["answers"][row, group, answer]
+                    assert batch["tokens"][row, place].tolist() == ids.tolist()
+                assert batch["ranks"][row, group, : len(record.ranks)].tolist() == [*record.ranks]
+    assert len(shapes) == 1 and len(seen) == len({*seen}) == 300
+    names = [name for _, name, _ in opened.example_ids(0)]
+    assert len({*names}) == (opened.read(0)["answers"][..., 0] > 0).sum()
+
+
+def test_text_and_comparisons_are_not_taken_for_each_other(rankings, sets):
+    config = loader.LoaderConfig(seq_len=256, batch_rows=4)
+    with pytest.raises(errors.ConfigError, match="JI-LOAD-001.*text or conversations"):
+        loader.Loader(rankings, config)
+    with pytest.raises(errors.ConfigError, match="JI-LOAD-001.*rankings or pairs"):
+        loader.Loader(sets, config, comparisons.KINDS)
+
+
+def test_who_ranked_is_kept(make, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        '{"id": "1", "prompt": "海は？", "chosen": "青いです。", "rejected": "赤い。", "annotator": "田中"}\n', "utf-8"
+    )  # fmt: skip
+    (place,) = make(sources.SourceConfig(path=str(path)))
+    (record,) = prepared.PreparedSet(place.path).read([0])
+    assert record.annotator == "田中" and record.ranks == (1, 2)
