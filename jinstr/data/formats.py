@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jinstr.data import bad_rows
 
 Row = Mapping
+MOST_COLUMNS = 26  # answers that a line of a table may have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,6 +233,27 @@ def _ranking(row: Row) -> Iterator[dict]:
     }
 
 
+def _ranking_sheet(row: Row) -> Iterator[dict]:
+    """A line of a table: response1, rank1, response2, rank2, …; an answer without a rank was not ranked."""
+    responses, ranks = [], []
+    for number in range(1, MOST_COLUMNS + 1):
+        answer = row.get(f"response{number}")
+        place = unicodedata.normalize("NFKC", str(row.get(f"rank{number}") or "")).strip()
+        if not answer or not place:
+            continue
+        # A sheet may keep 2 as 2.0, and people type 2位.
+        place = place.removesuffix("位").removesuffix(".0")
+        if not place.isdecimal():
+            raise bad_rows.BadRow(bad_rows.SHAPE, f"rank{number} is {place!r}, not a whole number")
+        responses.append(get(row, f"response{number}"))
+        ranks.append(int(place))
+    if len(responses) < 2:
+        raise bad_rows.BadRow(
+            bad_rows.MISSING, f"{len(responses)} ranked answers; at least 2 are compared"
+        )
+    yield from _ranking({**row, "responses": responses, "ranks": ranks})
+
+
 def _squad(row: Row) -> Iterator[dict]:
     """SQuAD and JaQuAD: one article with paragraphs; a question on a paragraph is a conversation of one turn."""
     for paragraph in row["paragraphs"]:
@@ -301,6 +323,11 @@ FORMATS: dict[str, Format] = {
     ),
     "ranking": Format(
         kind="prompts", needs=("prompt|instruction", "responses", "ranks"), examples=_ranking
+    ),
+    "ranking_sheet": Format(
+        kind="prompts",
+        needs=("prompt|instruction", "response1", "response2", "rank1", "rank2"),
+        examples=_ranking_sheet,
     ),
     # Rows of a tree belong together: readers join them (`oasst.conversations`) into rows of messages.
     "oasst": Format(kind="chat", needs=("message_id", "parent_id", "role"), examples=_messages),

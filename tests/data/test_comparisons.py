@@ -1,6 +1,7 @@
 """Rows of comparisons: every answer of a prompt in one row, whole, and found again by its number."""
 
 import numpy as np
+import openpyxl
 import pytest
 
 from jinstr import errors
@@ -84,3 +85,42 @@ def test_who_ranked_is_kept(make, tmp_path):
     (place,) = make(sources.SourceConfig(path=str(path)))
     (record,) = prepared.PreparedSet(place.path).read([0])
     assert record.annotator == "田中" and record.ranks == (1, 2)
+
+
+def sheet(path, rows):
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+    return path
+
+
+HEADERS = ["質問", "回答1", "順位1", "回答2", "順位2", "回答3", "順位3", "評価者"]
+FIELDS = "prompt=質問,annotator=評価者," + ",".join(
+    f"response{n}=回答{n},rank{n}=順位{n}" for n in (1, 2, 3)
+)
+
+
+def test_a_sheet_of_rankings(make, tmp_path):
+    rows = [
+        HEADERS,
+        ["海は？", "青い。", 2, "青いです。", 1, "赤い。", "３位", "田中"],
+        ["山は？", "高い。", 1, "低い。", 1.0, "読めない", None, "鈴木"],
+    ]
+    path = sheet(tmp_path / "rankings.xlsx", rows)
+    (place,) = make(sources.SourceConfig(path=str(path), fields=FIELDS))
+    found = {record.annotator: record for record in prepared.PreparedSet(place.path).read([0, 1])}
+    assert found["田中"].ranks == (2, 1, 3) and found["鈴木"].ranks == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (["海は？", "青い。", 1, "青いです。", "良い", None, None, ""], "rank2 is '良い'"),
+        (["海は？", "青い。", 1, "青いです。", None, None, None, ""], "1 ranked answers"),
+    ],
+)
+def test_a_line_that_ranks_nothing_is_told(tmp_path, row, words):
+    path = sheet(tmp_path / "rankings.xlsx", [HEADERS, row])
+    with pytest.raises(errors.DataError, match=words):
+        list(sources.read(sources.SourceConfig(path=str(path), fields=FIELDS)))
