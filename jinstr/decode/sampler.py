@@ -92,8 +92,20 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray,
     return padded, lengths
 
 
-def _choose(sampling: SamplingConfig, state: dict, logits_BV):
-    """(ids [B], logp [B]) of the next token of each row."""
+def uniforms(key, row_ids_B, places_B):
+    """The noise of every row: one f32 in [0, 1) for (key, row id, place in the answer), whatever stands beside it."""
+
+    def uniform(row_id, place):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row_id), place))
+
+    return jax.vmap(uniform)(row_ids_B, places_B)
+
+
+def choose(sampling: SamplingConfig, state: dict, logits_BV, places_B):
+    """(ids [B], logp [B]) of the next token of each row, place places_B of its answer.
+
+    Reads of the state: allowed_V; unless greedy, key and row_ids_B; with a repetition penalty, seen_BV.
+    """
     ids_logits = jnp.where(state["allowed_V"], logits_BV, filters.MASKED)
     if sampling.repetition_penalty != 1.0:
         penalty = sampling.repetition_penalty
@@ -110,20 +122,18 @@ def _choose(sampling: SamplingConfig, state: dict, logits_BV):
             kept_BV = filters.keep_top_p(kept_BV, sampling.top_p)
         if sampling.min_p > 0:
             kept_BV = filters.keep_min_p(kept_BV, sampling.min_p)
-
-        def uniform(row_id):
-            key = jax.random.fold_in(jax.random.fold_in(state["key"], row_id), state["written"])
-            return jax.random.uniform(key)
-
-        ids_B = filters.draw(kept_BV, jax.vmap(uniform)(state["row_ids_B"]))
+        noise_B = uniforms(state["key"], state["row_ids_B"], places_B)
+        ids_B = filters.draw(kept_BV, noise_B)
     chosen_B = jnp.take_along_axis(reference_BV, ids_B[:, None], axis=-1)[:, 0]
     return ids_B, chosen_B - jax.nn.logsumexp(reference_BV, axis=-1)
 
 
 def _write(sampling: SamplingConfig, stop_ids, pad_id, state: dict, logits_BV) -> dict:
     """Choose the next token of every row that has not ended and record it."""
-    ids_B, logp_B = _choose(sampling, state, logits_BV)
     live_B = ~state["done_B"]
+    # Rows that have ended choose as well: what they choose is not recorded.
+    places_B = jnp.full(live_B.shape, state["written"])
+    ids_B, logp_B = choose(sampling, state, logits_BV, places_B)
     stop_B = jnp.isin(ids_B, jnp.array(stop_ids, jnp.int32)) if stop_ids else jnp.zeros_like(live_B)
     ids_B = jnp.where(live_B, ids_B, pad_id)
     place = (0, state["written"])
