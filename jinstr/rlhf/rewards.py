@@ -282,7 +282,7 @@ def metrics(scores: Scores) -> dict[str, float]:
 def _spread(prefix: str, values: np.ndarray) -> dict[str, float]:
     finite = values[~np.isnan(values)].astype(np.float64)
     found = {f"{prefix}/mean": finite.mean(), f"{prefix}/std": finite.std()} if len(finite) else {}
-    found[f"{prefix}/nan_rate"] = 1 - len(finite) / max(1, len(values))
+    found[f"{prefix}/nan_rate"] = np.isnan(values).sum() / max(1, len(values))
     found[f"{prefix}/constant"] = float(len(finite) > 1 and (finite == finite[0]).all())
     return {name: float(value) for name, value in found.items()}
 

@@ -26,7 +26,7 @@ from jinstr.rlhf import outcomes
 
 START_SECONDS = 120.0  # for importing the modules of the functions
 END_SECONDS = 1.0  # for a process to end by itself
-MOST_LOST = 5  # processes that end without a call between; then something is wrong with all of them
+MOST_LOST = 2  # processes that end without a call between; then something is wrong with all of them
 _LOOK_SECONDS = 0.5  # so often a run looks whether it was closed
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
