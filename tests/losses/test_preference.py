@@ -157,6 +157,7 @@ def test_ranking_and_its_gradient_equal_a_loop(margin, centering):
     valid[0] = False
     valid[1] = np.arange(5) == 2
     ranks[2] = 1
+    clean = rewards.copy()
     rewards[~valid] = np.nan
 
     def ours(rewards):
@@ -169,8 +170,11 @@ def test_ranking_and_its_gradient_equal_a_loop(margin, centering):
     got_right, got_pairs = preference.ranking_accuracy(rewards, ranks, valid)
     np.testing.assert_array_equal(got_right, right)
     np.testing.assert_array_equal(got_pairs, kept)
+    equal_rewards = preference.ranking_accuracy(0 * clean, ranks, valid)
+    np.testing.assert_array_equal(
+        equal_rewards, [np.zeros(6), kept]
+    )  # a head of zeros is never right
     assert kept[:3] == [0, 0, 0] and 0 < sum(right) < sum(kept)
-    clean = np.nan_to_num(rewards)
     want = twins.slope(lambda r: slow_ranking(r, ranks, valid, margin, centering)[0], clean)
     np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-6)
 
