@@ -39,7 +39,7 @@ def clip_scores(score_B, limit: float):
 def overlong_penalty(length_B, *, max_length: int, buffer: int):
     """To be added to scores, [B], in [-1, 0]: falls linearly over the last `buffer` tokens before `max_length`.
 
-    DAPO (arXiv 2503.14476), equation 13. `buffer` > 0.
+    DAPO (arXiv 2503.14476), section 3.4. `buffer` > 0.
     """
     over_B = masked.floats(length_B) - (max_length - buffer)
     return -jnp.clip(over_B, 0.0, buffer) / buffer

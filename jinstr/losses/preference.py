@@ -138,7 +138,7 @@ def chosen_nll(chosen_B, chosen_tokens_B):
 def kto_baseline(policy_B, reference_B, valid_B):
     """KTO's z0, a scalar without gradient: max(0, mean of log(policy / reference)) over mismatched pairs.
 
-    The log-probabilities are those of answers to OTHER questions of the batch (arXiv 2402.01306, section 4.1). An
+    The log-probabilities are those of answers to OTHER questions of the batch (arXiv 2402.01306). An
     estimate over few pairs is noisy: give it all those of an update.
     """
     difference_B = masked.floats(policy_B) - masked.floats(reference_B)
@@ -157,7 +157,7 @@ def kto(
 ):
     """KTO on single answers, [B]: weight · (1 - sigmoid(± beta · (log(policy / reference) - baseline))).
 
-    arXiv 2402.01306, equation 8; + and `desirable_weight` where desirable_B is set. `baseline`: `kto_baseline`.
+    arXiv 2402.01306; + and `desirable_weight` where desirable_B is set. `baseline`: `kto_baseline`.
     """
     reference_B = jax.lax.stop_gradient(masked.floats(reference_B))
     gain_B = beta * (masked.floats(policy_B) - reference_B - jax.lax.stop_gradient(baseline))
