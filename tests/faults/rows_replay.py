@@ -8,6 +8,7 @@ import json
 import pathlib
 import random
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -171,6 +172,9 @@ def _debug(rig: rig_lib.Rig, full: bool) -> tuple[str, bool]:
     ]
     apart = max(abs(a / b - 1) for a, b in zip(*losses))
     _spoil(sound.folder, 2, rig.place / "spoilt")
+    for path in sound.folder.iterdir():  # what INIT needs beside the checkpoints
+        if path.name == "model.json" or path.name.startswith("tokenizer."):
+            shutil.copy(path, rig.place / "spoilt")
     init = f"INIT={rig.place}/spoilt@1"
     blind = rig.train("spoilt_compiled", *short, init)
     ended = rig.train("spoilt_watched", *short, init, JINSTR_DEBUG="1")
