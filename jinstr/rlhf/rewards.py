@@ -35,6 +35,7 @@ from jinstr.rlhf import (
 )
 
 ON_ERROR = ("nan", "stop")
+LONG_WORK = 1000  # answers from which on a model that scores them shows its progress
 _MOST_CUT = 3  # a character that lacks a byte decodes to at most so many U+FFFD
 
 
@@ -215,7 +216,7 @@ def _model(part: reward_parts.Part) -> Reward:
 
     def score(asked: Sequence[Asked]) -> Scored:
         texts = [[*a.messages, {"role": "assistant", "content": a.answer}] for a in asked]
-        values = reward_model.score(model, texts)
+        values = reward_model.score(model, texts, progress=len(texts) > LONG_WORK)
         return _collected(part.name, asked, [outcomes.of(float(value)) for value in values])
 
     return Reward(part.name, part.weight, score, lambda: None, waits=False)

@@ -26,7 +26,7 @@ from jinstr.rlhf import outcomes
 
 START_SECONDS = 120.0  # for importing the modules of the functions
 END_SECONDS = 1.0  # for a process to end by itself
-MOST_LOST = 2  # processes that end without a call between; then something is wrong with all of them
+MOST_LOST = 2  # so many processes may end, one after another, before they are asked
 _LOOK_SECONDS = 0.5  # so often a run looks whether it was closed
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -192,7 +192,8 @@ class Pool:
         self._live.remove(worker)
         how = worker.end(0.0 if hung else END_SECONDS)
         self._lost = 0 if worker.number is not None else self._lost + 1
-        if self._lost > MOST_LOST:
+        # Those that waited for work may all have been ended at once.
+        if self._lost > MOST_LOST + self._workers * worker.is_ready:
             raise errors.MachineError(
                 "JI-REWARDS-005",
                 f"{self._lost} processes for {', '.join(self._functions)} ended before they were asked for a score; "

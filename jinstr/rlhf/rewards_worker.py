@@ -6,6 +6,7 @@ fields of the prompt's line, and returns a number, or None where it has no score
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -91,21 +92,22 @@ def main(descriptor: int, parent: int) -> None:
     names; then one tuple (score, fault, text) each.
     """
     marks.end_with_parent(parent)
-    link = connection.Connection(descriptor)
     # The user's own module is found where they stand; last, so it shadows nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    with redact.output():
-        functions, problem = {}, ""
-        for name in link.recv():
-            try:
-                functions[name] = load(name)
-            except BaseException as error:
-                problem = problem or f"{name}: {told(error)}"
-        link.send(problem)
-        while True:
-            try:
-                name, *arguments = link.recv()
-            except EOFError:
-                return
-            link.send(tuple(call(functions[name], *arguments)))
+    # OSError: the other end was closed before it had read all that was written.
+    with redact.output(), contextlib.suppress(EOFError, OSError):
+        _serve(connection.Connection(descriptor))
+
+
+def _serve(link: connection.Connection) -> None:
+    functions, problem = {}, ""
+    for name in link.recv():
+        try:
+            functions[name] = load(name)
+        except BaseException as error:
+            problem = problem or f"{name}: {told(error)}"
+    link.send(problem)
+    while True:
+        name, *arguments = link.recv()
+        link.send(tuple(call(functions[name], *arguments)))

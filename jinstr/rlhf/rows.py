@@ -71,7 +71,7 @@ def _after(fixed: Fixed, state: dict, ids_B, live_B) -> dict:
         stop_B = live_B & jnp.isin(ids_B, jnp.array(fixed.stop_ids, jnp.int32))
     length_B = state["length_B"] + live_B
     return {
-        "token_B": jnp.where(live_B, ids_B, state["token_B"]),
+        "token_B": ids_B,
         "length_B": length_B,
         "ended_B": state["ended_B"] | stop_B,
         "done_B": state["done_B"] | stop_B | (length_B >= state["limit_B"]),
