@@ -38,6 +38,10 @@ TRAINING = Stage(
         Command("sft", "tune it on instructions and answers", "指示と応答で調整する"),
         Command("reward", "train a model that scores answers", "回答を採点するモデルを学習する"),
         Command("dpo", "tune it on rankings of answers", "回答の順位づけから直接調整する"),
+        Command("ppo", "tune it by a reward, with a critic", "報酬と価値関数で調整する"),
+        Command(
+            "grpo", "tune it by scores within groups", "同じ質問への回答どうしの点数で調整する"
+        ),
     ),
 )
 STAGES = (
@@ -56,7 +60,7 @@ STAGES = (
         "出力",
         (
             Command("generate", "answer a file of prompts", "ファイルの質問にまとめて答える"),
-            Command("score", "score answers with a reward model", "報酬モデルで回答を採点する"),
+            Command("score", "score answers by a reward", "報酬で回答を採点する"),
             Command("chat", "talk to a model in the terminal", "端末でモデルと対話する"),
             Command(
                 "convert", "save a model for Hugging Face", "Hugging Face形式で書き出す", ("MODEL",)

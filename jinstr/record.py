@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -274,6 +275,9 @@ def _modules(value: Any, where: str) -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             if key == "module" and item:
                 yield f"{where}.{key}", item
+            if key == "reward" and isinstance(item, str):  # module:function*weight,…
+                for name in re.findall(r"(?:^|,)\s*([A-Za-z_][\w.]*):[A-Za-z_]", item):
+                    yield f"{where}.{key}", name
             yield from _modules(item, f"{where}.{key}")
     elif isinstance(value, list):
         for index, item in enumerate(value):

@@ -30,7 +30,6 @@ from jinstr.train import (
     startup,
     summary,
 )
-from jinstr.train import base as base_lib
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import metrics as metrics_lib
 from jinstr.train import optimizer as optimizer_lib
@@ -88,7 +87,9 @@ def dpo(
     )
     checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
     below, record = startup.frozen_base(run_dir, model, base, devices, rules)
-    frozen = {"base": below} | _reference(preference, model, base, abstract)
+    frozen = {"base": below}
+    if preference.needs_reference and (copy := startup.reference(model, base, abstract)):
+        frozen["reference"] = copy
     state, start_step, before = startup.restore_or_init(
         checkpointer=checkpointer,
         model=model,
@@ -165,23 +166,6 @@ def dpo(
         data=dataset_lib.table(data_set),
         previous=[base.folder] if base.is_run else [],
     )
-
-
-def _reference(
-    preference: comparing.PreferenceConfig,
-    model: config_lib.DecoderConfig,
-    base: base_lib.Base,
-    abstract: dict,
-) -> dict:
-    """{"reference": a frozen copy of the model at the start} in its narrower type, where one is needed."""
-    if model.lora.rank or not preference.needs_reference:
-        return {}
-    dtype = state_lib.frozen_dtype(model)
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
-        abstract["params"],
-    )
-    return {"reference": base.load(like)}
 
 
 def _checked(step_function: Callable, expected: float | None, start_step: int) -> Callable:

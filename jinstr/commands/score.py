@@ -1,4 +1,4 @@
-"""`jinstr score`: what a reward model makes of answers: ranks, the best of several, a filter, models compared."""
+"""`jinstr score`: what a reward makes of answers: ranks, the best of several, a filter, models compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from jinstr import errors
 from jinstr.decode import requests
-from jinstr.rlhf import reward_model
+from jinstr.rlhf import rewards
 
 KEEPS = ("all", "best", "above")
 
@@ -27,14 +27,20 @@ class Answer(NamedTuple):
 
 
 def score(
-    *, reward: str, step: int | None, input: str, output: str, keep: str, minimum: float | None
+    *,
+    reward: rewards.RewardConfig,
+    module: str,
+    input: str,
+    output: str,
+    keep: str,
+    minimum: float | None,
 ) -> dict:
     """Score every answer of a file and write it again with scores, or only what is worth keeping.
 
-    reward: RUN_DIR of `jinstr reward`. input: lines of `jinstr generate`, of rankings (responses), of pairs (chosen,
-    rejected) or of any chat format with an answer. keep: "all" adds `scores` and `ranks` to each line; "best" writes
-    each question with its best answer, as conversations to train on; "above" those answers that score at least
-    `minimum`. What cannot be scored has no score (null) and is never kept. Returns the table of models that is printed.
+    input: lines of `jinstr generate`, of rankings (responses), of pairs (chosen, rejected) or of any chat format with
+    an answer. keep: "all" adds `scores` and `ranks` to each line; "best" writes each question with its best answer, as
+    conversations to train on; "above" those answers that score at least `minimum`. What cannot be scored has no score
+    (null) and is never kept. Returns the table of models that is printed.
     """
     if keep not in KEEPS or (keep == "above") != (minimum is not None):
         raise errors.ConfigError(
@@ -48,11 +54,18 @@ def score(
         for line, (row, number) in enumerate(rows)
         for text, models in answers_of(row, f"{input}:{number}")
     ]
-    model = reward_model.load(reward, step)
-    texts = [
-        [*prompts[answer.line], {"role": "assistant", "content": answer.text}] for answer in answers
+    asked = [
+        rewards.Asked(tuple(prompts[answer.line]), answer.text, rows[answer.line][0], True)
+        for answer in answers
     ]
-    scores = reward_model.score(model, texts, progress=True)
+    opened = rewards.open_rewards(reward, module)
+    try:
+        found = rewards.score(opened, asked)
+    finally:
+        rewards.close(opened)
+    for note in found.notes:
+        print(f"jinstr: {note}")
+    scores = found.total
     written = list(_written(keep, minimum, rows, prompts, answers, scores))
     requests.write_jsonl(output, written)
     unscored = int(np.isnan(scores).sum())

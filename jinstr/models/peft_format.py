@@ -47,7 +47,9 @@ class _Module:
 def _modules(config: config_lib.DecoderConfig) -> list[_Module]:
     """Every module that can have adapters."""
     found: dict[str, list] = {}
-    for path, place in hf_layout.places(lora.plain(config)).items():
+    # Adapters stand in the blocks, whatever heads the model has; only a language model has a layout.
+    plain = dataclasses.replace(lora.plain(config), heads="language")
+    for path, place in hf_layout.places(plain).items():
         if path[0] == "blocks" and path[-1] == "kernel":
             name = place.name.removesuffix(".weight")
             found.setdefault(name, []).append((path[:-1], place.part))

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jinstr.data import batching, packing
-from jinstr.decode import sampler
 
 
 class Episode(NamedTuple):
@@ -43,11 +42,6 @@ def answer_mask(episodes: Sequence[Episode], longest: int) -> np.ndarray:
     """bool [E, N]: places that hold a token of the answer."""
     lengths = np.array([len(episode.answer) for episode in episodes])
     return np.arange(longest)[None, :] < lengths[:, None]
-
-
-def row_places(episodes: Sequence[Episode], least: int = 128) -> int:
-    """T of rows that hold these episodes: steps of a quarter octave, so that few shapes are compiled."""
-    return max(least, sampler.cache_slots(max(episode.places for episode in episodes)))
 
 
 def pack(

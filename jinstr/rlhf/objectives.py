@@ -189,7 +189,8 @@ def with_text(
     def sums(params, batch, frozen):
         total, found = objective.sums(params, batch, frozen)
         text = {name.removeprefix(TEXT): x for name, x in batch.items() if name.startswith(TEXT)}
-        _, nll = state_lib.nll_sum(model, lora.join(params, frozen), text, rules)
+        # The first of the two: the second is a measurement, through which no gradient flows.
+        nll, _ = state_lib.nll_sum(model, lora.join(params, frozen), text, rules)
         loss = total + coefficient * nll
         return loss, found | {"loss": loss, "text_nll": nll}
 
@@ -205,6 +206,36 @@ def value_sums(config: ValueLossConfig, values_BT, batch: dict) -> tuple[jax.Arr
     loss = jnp.sum(batch["token_weights"] * loss_BT)
     clipped = jax.lax.stop_gradient(jnp.sum(batch["token_weights"] * clipped_BT))
     return loss, {"loss": loss, "clipped": clipped}
+
+
+def with_values(
+    model: config_lib.DecoderConfig,
+    config: PolicyLossConfig,
+    temperature: float,
+    value_config: ValueLossConfig,
+    coefficient: float,
+    rules: mesh_lib.AxisRules,
+) -> state_lib.Objective:
+    """The policy's objective and `coefficient` times that of its critic, which is a score head on the same model."""
+
+    def sums(params, batch, frozen):
+        joined = state_lib.cast_params(model, lora.join(params, frozen))
+        inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
+        hidden_BTD = decoder.forward(model, joined, *inputs, rules=rules)
+        logp_BT, _, entropy_BT = lm.token_logprobs(
+            hidden_BTD, decoder.head_kernel(model, joined), batch["targets"], model.logit_softcap,
+            temperature=temperature,
+        )  # fmt: skip
+        total, found = policy_sums(config, logp_BT, entropy_BT, batch)
+        value, of_critic = value_sums(value_config, decoder.scores(joined, hidden_BTD), batch)
+        loss = total + coefficient * value
+        return loss, found | {
+            "loss": loss,
+            "value_loss": value,
+            "value_clipped": of_critic["clipped"],
+        }
+
+    return state_lib.Objective(sums, _whole)
 
 
 def value_objective(

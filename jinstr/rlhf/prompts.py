@@ -62,9 +62,10 @@ def load(config: PromptConfig, tokenizer, template, seed: int) -> Prompts:
             messages = tuple({"role": r, "content": c} for r, c in zip(roles, contents))
             name = str(row.get("id", row.get("ID", f"{pathlib.Path(path).name}:{number}")))
             question = formats.prompt_group(roles, contents)
-            if question in seen or barred & {formats.group_of(name), question}:
+            whole = tuple(zip(roles, map(formats.group_of, contents)))
+            if whole in seen or barred & {formats.group_of(name), question}:
                 continue  # asked once is enough: every pass asks it again
-            seen.add(question)
+            seen.add(whole)
             ids = np.array(render.render_prompt(list(messages), template, tokenizer), np.int32)
             if len(ids) > config.longest:
                 too_long += 1

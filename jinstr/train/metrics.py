@@ -96,6 +96,11 @@ class MetricsWriter:
         line = {"step": step, "set": set_name, "prompt": prompt, "answer": answer, "ended": ended}
         self._samples.write(json.dumps(line, ensure_ascii=False) + "\n")
 
+    def write_scored_sample(self, step: int, sample: dict) -> None:
+        """An answer with what a reward made of it: prompt, answer, ended, score, tokens."""
+        line = {"step": step, "set": "prompts"} | sample
+        self._samples.write(json.dumps(line, ensure_ascii=False) + "\n")
+
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()

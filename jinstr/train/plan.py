@@ -19,7 +19,7 @@ from jinstr.train import state as state_lib
 
 
 def lines(settings: dict) -> Iterator[str]:
-    """The lines of the plan, from the arguments of `pretrain` or `sft`.
+    """The lines of the plan, from the arguments of a training command.
 
     Errors: those of the settings (a mesh that does not fit the devices, a batch that does not divide).
     """
@@ -28,7 +28,10 @@ def lines(settings: dict) -> Iterator[str]:
         yield "model: known once INIT and TOKENIZER are there"
     else:
         yield from _memory(model, settings)
-    yield from _data(settings["data"], settings["loop_config"])
+    if "questions" in settings:
+        yield from _practice(settings)
+    else:
+        yield from _data(settings["data"], settings["loop_config"])
 
 
 def _model(settings: dict) -> config_lib.DecoderConfig | None:
@@ -79,12 +82,37 @@ def _memory(model: config_lib.DecoderConfig, settings: dict) -> Iterator[str]:
     }
     if "ema" in abstract:
         parts["average of the parameters"] = abstract["ema"]
+    if not frozen and _keeps_reference(settings):
+        dtype = state_lib.frozen_dtype(model)
+        parts["reference"] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
+            abstract["params"],
+        )
     total = 0
     for name, tree in parts.items():
         size = sum(_device_bytes(leaf) for leaf in jax.tree.leaves(tree))
         total += size
         yield f"    {name:<26} {size / 1e6:12,.1f} MB"
     yield f"    {'together':<26} {total / 1e6:12,.1f} MB"
+
+
+def _keeps_reference(settings: dict) -> bool:
+    """Of `ppo` always, of `grpo` with a penalty."""
+    if "questions" not in settings:
+        return False
+    penalty = settings["config"].kl_reward or settings["loss"].kl_loss
+    return bool("algorithm" in settings or penalty)
+
+
+def _practice(settings: dict) -> Iterator[str]:
+    config, algorithm = settings["config"], settings.get("algorithm")
+    if algorithm and algorithm.critic != "shared":
+        yield f"    on top of it the critic ({algorithm.critic}), with gradients and optimizer of its own"
+    yield (
+        f"length: {config.iterations:,} iterations of {config.prompts:,} questions × {config.answers:,} answers of up "
+        f"to {settings['rollout'].max_new_tokens:,} tokens, {config.updates:,} updates each"
+    )
+    yield f"    questions of {settings['questions'].prompts}"
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:

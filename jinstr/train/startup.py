@@ -8,6 +8,7 @@ import pathlib
 import platform
 
 import jax
+import numpy as np
 
 from jinstr import errors
 from jinstr.data import fingerprints
@@ -103,6 +104,8 @@ def first_state(
     """The state before the first step: fresh, with the parameters of a base, or with fresh or read adapters."""
     if model.lora.start:
         _, params = peft_format.read_adapter(model.lora.start, model)
+        if head := abstract["params"].get(lora.SCORE):  # which PEFT's files have not
+            params[lora.SCORE] = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), head)
     elif base is None or model.lora.rank:
         return state_lib.init_state(model, transform, abstract, seed)
     else:
@@ -153,6 +156,20 @@ def frozen_base(
     # Its digest was just taken: `recorded` would read every byte once more.
     below = base_lib.with_heads(base_lib.open_base(record.init), model.heads)
     return below.load(abstract), record
+
+
+def reference(model: config_lib.DecoderConfig, base: base_lib.Base, abstract: dict) -> dict:
+    """A frozen copy of the model at the start, in its narrower type; {} under LoRA, where the base itself is there.
+
+    abstract: the state's."""
+    if model.lora.rank:
+        return {}
+    dtype = state_lib.frozen_dtype(model)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
+        abstract["params"],
+    )
+    return base.load(like)
 
 
 def place_of(model: config_lib.DecoderConfig, mesh) -> dict:

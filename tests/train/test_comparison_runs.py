@@ -9,7 +9,7 @@ import pytest
 
 from jinstr import run
 from jinstr.rlhf import reward_model
-from jinstr.train import serving
+from jinstr.train import serving, startup
 
 MODEL = """
 from __gin__ import dynamic_registration
@@ -142,7 +142,7 @@ def test_scores_of_a_file(place, world, reward, capsys):
     assert len(kept) == sum(score >= middle for row in rows for score in row["scores"])
     assert run.main([*words, "KEEP=above"]) == 78
     assert run.main([*words[:1], f"REWARD={place}/base", *words[2:]]) == 78
-    assert "JI-SERVE-005" in capsys.readouterr().err
+    assert "gives no scores" in capsys.readouterr().err
 
 
 def test_a_reward_model_does_not_write(place, world, reward, capsys):
@@ -182,16 +182,14 @@ def test_preference_tuning(place, world, name, words):
 
 def test_a_policy_that_is_not_its_reference_is_found(place, world, monkeypatch, capsys):
     """As when one of them is read with another mask or from another checkpoint."""
-    from jinstr.commands import dpo
-
-    whole = dpo._reference
+    whole = startup.reference
 
     def spoiled(*arguments):
         found = whole(*arguments)
-        found["reference"]["head"]["kernel"] = found["reference"]["head"]["kernel"] * 1.5
+        found["head"]["kernel"] = found["head"]["kernel"] * 1.5
         return found
 
-    monkeypatch.setattr(dpo, "_reference", spoiled)
+    monkeypatch.setattr(startup, "reference", spoiled)
     assert start(place, world, "dpo", "spoiled", "SAMPLES=0") == 78
     assert "JI-DPO-002" in capsys.readouterr().err
 

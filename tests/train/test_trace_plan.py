@@ -3,7 +3,8 @@
 import pytest
 
 from jinstr import errors, run
-from jinstr.train import trace
+from jinstr.models import config as config_lib
+from jinstr.train import plan, trace
 
 
 @pytest.fixture
@@ -62,3 +63,30 @@ def test_dry_run_tells_size_memory_and_data(world, tokenizer_path, capsys, tmp_p
         line = [r for r in capsys.readouterr().err.splitlines() if r.startswith("parameters")]
         sizes.append(int(line[0].partition(": ")[2].replace(",", "")))
     assert sizes[1] > 1.8 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["grpo"], ()),
+        (["grpo", "KL_LOSS=0.1"], ("reference",)),
+        (["ppo"], ("reference",)),
+        (["ppo", "LORA_RANK=2", "CRITIC=policy"], ("base, not trained", "the critic")),
+    ],
+    ids=str,
+)
+def test_the_plan_of_practice_counts_what_is_only_read(words, wanted, capsys, monkeypatch):
+    model = config_lib.DecoderConfig(
+        vocab_size=2048, hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, mlp_size=64
+    )  # fmt: skip
+    # As if INIT were there: the rest of the plan is real.
+    monkeypatch.setattr(
+        plan, "_model", lambda settings: config_lib.executed(model, settings["execution"])
+    )
+    words = [*words, "--dry_run", "INIT=x", "PROMPTS=q.jsonl", "REWARD=number", "ITERATIONS=5"]
+    assert run.main([*words, "RUN_DIR=r", "MAX_NEW_TOKENS=77", "EPOCHS=3", "MINIBATCHES=2"]) == 0
+    told = capsys.readouterr().err
+    assert "length: 5 iterations of" in told and "up to 77 tokens, 6 updates each" in told
+    assert "questions of q.jsonl" in told
+    for name in ("reference", "base, not trained", "the critic"):
+        assert (f"    {name}" in told or f"it {name}" in told) == (name in wanted)
