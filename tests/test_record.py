@@ -16,6 +16,10 @@ from jinstr.train import storage
 NEEDED = {
     "pretrain": ["DATA=a.jsonl", "TOKENIZER=t.model", "RUN_DIR=r", "EPOCHS=1"],
     "sft": ["INIT=b", "DATA=a.jsonl", "RUN_DIR=r", "EPOCHS=1"],
+    "reward": ["INIT=b", "DATA=a.jsonl", "RUN_DIR=r", "EPOCHS=1"],
+    "dpo": ["INIT=b", "DATA=a.jsonl", "RUN_DIR=r", "EPOCHS=1"],
+    "ppo": ["INIT=b", "PROMPTS=p.jsonl", "REWARD=number", "RUN_DIR=r", "ITERATIONS=1"],
+    "grpo": ["INIT=b", "PROMPTS=p.jsonl", "REWARD=number", "RUN_DIR=r", "ITERATIONS=1"],
 }
 COMMANDS = [command.name for command in cli.TRAINING.commands]
 

@@ -29,6 +29,11 @@ NEEDED = {
         "EPOCHS=1",
     ],
     "sft": ["INIT=b", "DATA=a.jsonl", "RUN_DIR=r", "EPOCHS=1"],
+    "reward": ["INIT=b", "DATA=a.jsonl", "RUN_DIR=r", "EPOCHS=1"],
+    "dpo": ["INIT=b", "DATA=a.jsonl", "RUN_DIR=r", "EPOCHS=1"],
+    "ppo": ["INIT=b", "PROMPTS=p.jsonl", "REWARD=number", "RUN_DIR=r", "ITERATIONS=1"],
+    "grpo": ["INIT=b", "PROMPTS=p.jsonl", "REWARD=number", "RUN_DIR=r", "ITERATIONS=1"],
+    "score": ["REWARD=number", "INPUT=a.jsonl", "OUTPUT=o.jsonl"],
     "generate": ["MODELS=b", "INPUT=p.jsonl", "OUTPUT=o.jsonl"],
     "chat": ["RUN_DIR=r"],
     "convert": ["MODEL=r", "OUT=o"],
@@ -57,7 +62,7 @@ def refused(capsys, *words):
 def test_every_command_resolves(command, capsys):
     resolved(capsys, command, *NEEDED[command])
     for word in NEEDED[command]:
-        if "=" in word and command not in ("pretrain", "sft"):
+        if "=" in word and command not in ("pretrain", "sft", "reward", "dpo"):
             rest = [other for other in NEEDED[command] if other != word]
             assert word.partition("=")[0] in refused(capsys, command, *rest)
 

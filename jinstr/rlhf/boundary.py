@@ -207,6 +207,8 @@ class Boundary:
         """(update of the iteration, from 0; rows) of all passes over the answers. split: practice.splitter."""
         for epoch in range(self._config.epochs):
             for part, rows in enumerate(split(epoch)):
+                if not len(rows.episodes):  # fewer answers with a score than minibatches
+                    continue
                 update = epoch * self._config.minibatches + part
                 self._watch.beat("update")
                 faults.point(f"update_{update + 1}", number)
@@ -226,6 +228,7 @@ class Boundary:
 
         Errors: PreemptedError after a signal, when everything is saved; PeerError, StorageError.
         """
+        self._checkpointer.check()
         is_last = number == self._config.iterations
         asked_to_stop = bool(self._signals.name) and not is_last
         if self._checkpointer.is_due(number) or is_last or asked_to_stop:

@@ -253,7 +253,9 @@ class Recorder:
                 f"on average (rounding explains {self._rounding:g}): old log-probabilities are of another policy, "
                 "temperature or mask",
             )
-        if len(updates) > 1 and not any(u["ratio_change"] > 0 for u in updates[1:]):
+        accepted = [u for u in updates if math.isfinite(u["loss"] + u["grad_norm"])]
+        moved = any(u["ratio_change"] > 1e-6 for u in accepted[1:])  # less is rounding
+        if len(accepted) == len(updates) > 1 and not moved:
             self._tell(
                 number,
                 "still",
