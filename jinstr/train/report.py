@@ -21,6 +21,19 @@ CHARTS = (  # (Japanese, English, metric or ending, log scale)
     ("1バイトあたりのビット数", "bits per byte", "/bits_per_byte"),
     ("正答率", "accuracy", "/accuracy"),
     ("自分で終わった答えの割合", "answers that end", "/ended"),
+    ("報酬", "score", "rl/objective/score"),
+    ("取り置いた質問での報酬", "score on held-out questions", "/score"),
+    ("参照モデルからの KL（ナット）", "KL from the reference, nats", "rl/objective/kl_seq"),
+    ("エントロピー", "entropy", "rl/objective/entropy"),
+    ("答えの長さ（トークン）", "length of answers, tokens", "rl/gen/length_mean"),
+    ("表現の多様さ（異なり 2-gram の割合）", "distinct bigrams", "rl/gen/distinct_2"),
+    (
+        "点数と長さの相関",
+        "correlation of score and length",
+        "rl/objective/score_length_correlation",
+    ),
+    ("価値関数の説明率", "explained variance of the critic", "rl/value/explained_variance"),
+    ("更新での KL", "KL of the updates", "rl/policy/approx_kl"),
     ("学習率", "learning rate", "train/learning_rate"),
     ("勾配ノルム", "gradient norm", "train/grad_norm"),
     ("速度（トークン/秒）", "tokens per second", "train/tokens_per_second"),
@@ -76,8 +89,10 @@ def _thin(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     return [*points[::step], points[-1]] if points else points
 
 
-def _chart(curves: Mapping[str, Sequence], baselines: Mapping[str, float]) -> str:
-    """An SVG of one or several curves; baselines are dashed lines across."""
+def _chart(
+    curves: Mapping[str, Sequence], baselines: Mapping[str, float], across: str = "step"
+) -> str:
+    """An SVG of one or several curves over what is told `across`; baselines are dashed lines."""
     import matplotlib
     from matplotlib import figure
 
@@ -97,7 +112,7 @@ def _chart(curves: Mapping[str, Sequence], baselines: Mapping[str, float]) -> st
             value, linestyle="--", linewidth=1, color=f"C{len(curves) + number_}", label=name
         )
     axes.grid(alpha=0.25)
-    axes.set_xlabel("step")
+    axes.set_xlabel(across)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(curves) + len(baselines) > 1:
@@ -111,7 +126,7 @@ def _chart(curves: Mapping[str, Sequence], baselines: Mapping[str, float]) -> st
 def _charts(run: dict) -> list[dict]:
     found = []
     for japanese, english, ending in CHARTS:
-        is_exact = ending.startswith("train/")
+        is_exact = ending.startswith(("train/", "rl/"))
         chosen = {
             name: points
             for name, points in run["curves"].items()
@@ -122,7 +137,17 @@ def _charts(run: dict) -> list[dict]:
             found.append(
                 {"japanese": japanese, "english": english, "svg": _chart(chosen, baselines)}
             )
+    if bought := _score_by_kl(run["curves"]):
+        svg = _chart({"score": bought}, {}, across="KL, nats")
+        found.append({"japanese": "KL に対する報酬", "english": "score by KL", "svg": svg})
     return found
+
+
+def _score_by_kl(curves: Mapping[str, Sequence]) -> list[tuple[float, float]]:
+    """(KL, score) of every iteration, in their order: what the policy bought by moving away from its reference."""
+    kl = dict(curves.get("rl/objective/kl_seq", ()))
+    score = dict(curves.get("rl/objective/score", ()))
+    return [(kl[step], score[step]) for step in kl if step in score]
 
 
 def _pairs(run: dict) -> list[dict]:
@@ -150,7 +175,7 @@ def _cards(run: dict) -> list[dict]:
         part, _, name = path.partition(".")
         if name in run[part]:
             found.append({"japanese": japanese, "english": english, "part": part, "name": name})
-    ends = ("/bits_per_byte", "/ended")
+    ends = ("/bits_per_byte", "/ended", "/score")
     for name in run["last"]:
         if name.startswith("eval/") and name.endswith(ends):
             found.append({"japanese": name, "english": name, "part": "last", "name": name})
