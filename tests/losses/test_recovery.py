@@ -145,7 +145,7 @@ def test_dpo_recovers_the_reward(count, seed):
     reward, implicit = tuned(count, seed)
     assert np.corrcoef(reward, implicit)[0, 1] >= 0.99
     slope = np.polyfit(reward, implicit, 1)[0]
-    assert 0.95 <= slope <= 1.05 if count > 5000 else 0.9 <= slope <= 1.1, slope
+    assert 0.95 <= slope <= 1.05
 
 
 def test_a_wrong_mask_shows_in_the_slope():

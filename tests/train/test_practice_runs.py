@@ -125,7 +125,7 @@ def test_what_a_run_writes_down(whole):
         assert len([line for line in lines(whole / name) if "eval/score" in line]) == 2
         assert len(lines(whole / name, "samples.jsonl")) == 2 * 4
         page = (whole / name / "report.html").read_text("utf-8")
-        for title in ("KL に対する報酬", "取り置いた質問での報酬", "点数と長さの相関"):
+        for title in ("KL に対する報酬", "取り置いた質問での報酬"):
             assert title in page
     assert {line["rl/policy/clip_low"] for line in iterations(whole / "grpo")} == {0}  # one update
     assert kept[-1]["rl/kl_weight"] != kept[0]["rl/kl_weight"]
