@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import collections
-import json
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,7 +45,9 @@ def score(
             "JI-SCORE-001",
             f"KEEP={keep!r} MINIMUM={minimum}: KEEP is all, best or above; above needs MINIMUM, alone",
         )
-    rows = read(input)
+    rows = [(row, number) for number, row in requests.read_rows(input)]
+    if not rows:
+        raise errors.DataError("JI-SCORE-002", f"{input} holds no lines")
     prompts = [conversation(row, f"{input}:{number}") for row, number in rows]
     answers = [
         Answer(line, text, models)
@@ -76,25 +76,6 @@ def score(
     for line in _told(table):
         print(line)
     return {"answers": len(answers), "unscored": unscored, "lines": len(written), "models": table}
-
-
-def read(path: str) -> list[tuple[dict, int]]:
-    """(row, line number) of a JSONL file. Errors: DataError."""
-    found = []
-    # Not splitlines(): text may hold U+2028 or U+0085, which JSON leaves as they are.
-    for number, line in enumerate(pathlib.Path(path).read_text("utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"a {type(row).__name__}, not fields")
-        except ValueError as error:
-            raise errors.DataError("JI-SCORE-002", f"{path}:{number}: {error}") from None
-        found.append((row, number))
-    if not found:
-        raise errors.DataError("JI-SCORE-002", f"{path} holds no lines")
-    return found
 
 
 def conversation(row: dict, where: str) -> list[dict[str, str]]:

@@ -23,15 +23,8 @@ def read_prompts(path) -> list[dict]:
     `text`. `id` (or `ID`) defaults to the line number. Errors: DataError with the line, on a bad shape or repeated id.
     """
     prompts, seen = [], {}
-    # Not splitlines(): text may hold U+2028 or U+0085, which JSON leaves as they are.
-    for number, line in enumerate(pathlib.Path(path).read_text("utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, row in read_rows(path):
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise errors.DataError("JI-GENERATE-001", f"{where}: not JSON ({error})") from error
         roles, contents = prompt_of(row, where)
         name = str(row.get("id", row.get("ID", number)))
         if name in seen:
@@ -41,6 +34,21 @@ def read_prompts(path) -> list[dict]:
         seen[name] = number
         prompts.append({"id": name, "roles": roles, "contents": contents})
     return prompts
+
+
+def read_rows(path) -> Iterator[tuple[int, dict]]:
+    """(line number, fields) of a JSONL file. Errors: DataError with the line that is no object."""
+    # Not splitlines(): text may hold U+2028 or U+0085, which JSON leaves as they are.
+    for number, line in enumerate(pathlib.Path(path).read_text("utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__}, not fields")
+        except ValueError as error:
+            raise errors.DataError("JI-GENERATE-001", f"{path}:{number}: {error}") from error
+        yield number, row
 
 
 def prompt_of(row: dict, where: str) -> tuple[list[str], list[str]]:

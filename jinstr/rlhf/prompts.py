@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -57,7 +56,7 @@ def load(config: PromptConfig, tokenizer, template, seed: int) -> Prompts:
     barred = selection.read_list(config.exclude)
     found, too_long, seen = [], 0, set()
     for path in paths:
-        for number, row in _rows(path):
+        for number, row in requests.read_rows(path):
             roles, contents = requests.prompt_of(row, f"{path}:{number}")
             messages = tuple({"role": r, "content": c} for r, c in zip(roles, contents))
             name = str(row.get("id", row.get("ID", f"{pathlib.Path(path).name}:{number}")))
@@ -89,21 +88,6 @@ def load(config: PromptConfig, tokenizer, template, seed: int) -> Prompts:
 
 def _turns(messages: Sequence[dict]) -> tuple[list[str], list[str]]:
     return [m["role"] for m in messages], [m["content"] for m in messages]
-
-
-def _rows(path: str):
-    """(line number, fields) of a JSONL file."""
-    # Not splitlines(): text may hold U+2028 or U+0085, which JSON leaves as they are.
-    for number, line in enumerate(pathlib.Path(path).read_text("utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"a {type(row).__name__}, not fields")
-        except ValueError as error:
-            raise errors.DataError("JI-PROMPTS-003", f"{path}:{number}: {error}") from None
-        yield number, row
 
 
 def _share(seed: int, question: str) -> float:

@@ -133,7 +133,7 @@ def test_what_is_excluded_by_id_or_by_question_is_nowhere(load, tmp_path):
 def test_a_line_that_is_not_json_is_named(load, line):
     with pytest.raises(errors.DataError, match=r"questions\.jsonl:2: ") as raised:
         load([{"prompt": "川"}, line])
-    assert raised.value.code == "JI-PROMPTS-003"
+    assert raised.value.code == "JI-GENERATE-001"
 
 
 def test_a_line_without_a_question_is_named(load):
