@@ -19,6 +19,7 @@ LEVELS = {
     "record": 7,
     "cli": 6,
     "rlhf": 6,
+    "evaluate": 6,
     "train": 5,
     "decode": 4,
     "data": 4,

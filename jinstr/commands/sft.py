@@ -7,9 +7,10 @@ import time
 
 import jax
 
-from jinstr.data import audit, eval_tasks
+from jinstr.data import audit
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
+from jinstr.data.eval_tasks import questions as questions_lib
 from jinstr.models import config as config_lib
 from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
@@ -71,7 +72,7 @@ def sft(
         seed=seed,
         may_prepare=jax.process_count() == 1,
     )
-    tasks = eval_tasks.parse(evaluation_config.tasks, data.module, evaluation_config.questions)
+    tasks = questions_lib.parse(evaluation_config.tasks, data.module, evaluation_config.questions)
     num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
 
     audit.check_batch(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import tqdm
 
-from jinstr.data import eval_tasks
+from jinstr.data.eval_tasks import questions as questions_lib
 from jinstr.decode import sampler as sampler_lib
 from jinstr.decode import text as text_lib
 from jinstr.losses import lm
@@ -127,7 +127,7 @@ def answer_logprobs(
     return found
 
 
-def choose(config, params, tokenizer, template, task: eval_tasks.EvalTask, rows: int) -> dict:
+def choose(config, params, tokenizer, template, task: questions_lib.EvalTask, rows: int) -> dict:
     """Share of questions whose likeliest candidate is the answer.
 
     accuracy: likeliest as a whole; accuracy_per_character: by log-probability per character, which does not favour
@@ -182,7 +182,7 @@ class Answers:
         self._sampler.forget()  # training goes on beside it
         return [found[number] for number in range(len(prompts))]
 
-    def score(self, params, task: eval_tasks.EvalTask) -> dict[str, float]:
+    def score(self, params, task: questions_lib.EvalTask) -> dict[str, float]:
         """The task's metrics over greedy answers, and the share of answers that ended by themselves."""
         _, tokenizer, template = self._arguments
         prompts = [render.render_prompt(q.messages, template, tokenizer) for q in task.questions]
@@ -191,7 +191,7 @@ class Answers:
         results = {"ended": sum(answer.finish != "length" for answer in answers) / len(answers)}
         texts = [answer.text for answer in answers]
         if task.questions[0].values:
-            results |= eval_tasks.naming_accuracy(task.questions, texts)
+            results |= questions_lib.naming_accuracy(task.questions, texts)
             results["chance"] = task.chance
         else:
             for metric in task.metrics:

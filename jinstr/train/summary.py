@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from jinstr.data import eval_tasks
+from jinstr.data.eval_tasks import questions as questions_lib
 from jinstr.train import metrics, report, storage
 
 
@@ -20,7 +20,7 @@ def write(run_dir, *, title: str, facts: dict, data: list[dict], previous: Seque
     return json.loads((run_dir / "summary.json").read_text("utf-8"))
 
 
-def before_and_after(run_dir, tasks: Sequence[eval_tasks.EvalTask]) -> dict[str, dict]:
+def before_and_after(run_dir, tasks: Sequence[questions_lib.EvalTask]) -> dict[str, dict]:
     """Accuracy of each task in the first and the last evaluation of a run, with chance where there are candidates."""
     lines = metrics.read_lines(pathlib.Path(run_dir) / "metrics.jsonl")
     found = {}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jinstr import errors
-from jinstr.data import eval_tasks
+from jinstr.data.eval_tasks import questions as questions_lib
 
 
 def write(path, *rows):
@@ -15,9 +15,9 @@ def write(path, *rows):
 
 def test_names_are_the_longest_values():
     values = ["1", "10", "0", "山", "山田"]
-    assert eval_tasks.names("答えは10です", values) == {"10"}
-    assert eval_tasks.names("山田と1", values) == {"山田", "1"}
-    assert eval_tasks.names("どれでもない", values) == set()
+    assert questions_lib.names("答えは10です", values) == {"10"}
+    assert questions_lib.names("山田と1", values) == {"山田", "1"}
+    assert questions_lib.names("どれでもない", values) == set()
 
 
 def test_a_right_answer_names_the_value_and_no_other(tmp_path):
@@ -27,26 +27,26 @@ def test_a_right_answer_names_the_value_and_no_other(tmp_path):
         "answer": "赤",
         "candidates": ["赤", "青", "白", "黒"],
     }
-    (task,) = eval_tasks.parse(write(tmp_path / "a.jsonl", row, row, row), "", 0)
+    (task,) = questions_lib.parse(write(tmp_path / "a.jsonl", row, row, row), "", 0)
     assert not task.chooses and task.chance == 0.25 and task.name == "task"
-    found = eval_tasks.naming_accuracy(task.questions, ["赤い。", "赤か青。", "わかりません。"])
+    found = questions_lib.naming_accuracy(task.questions, ["赤い。", "赤か青。", "わかりません。"])
     assert found == {"accuracy": 1 / 3}
 
 
 def test_choices_are_whole_answers(tmp_path):
     row = {"q_id": 1, "question": "どれ", "label": 3} | {f"choice{n}": f"候補{n}" for n in range(5)}
-    (task,) = eval_tasks.parse(write(tmp_path / "a.jsonl", row, row), "", 1)
+    (task,) = questions_lib.parse(write(tmp_path / "a.jsonl", row, row), "", 1)
     assert task.chooses and task.chance == 0.2 and len(task.questions) == 1
     assert task.questions[0].answer == "候補3" and len(task.questions[0].candidates) == 5
 
 
 def test_written_answers_are_compared_after_nfkc(tmp_path):
     row = {"instruction": "足すと？", "input": "", "output": "１２"}
-    (task,) = eval_tasks.parse(write(tmp_path / "a.jsonl", row, row), "", 0)
+    (task,) = questions_lib.parse(write(tmp_path / "a.jsonl", row, row), "", 0)
     assert task.metrics[0](["１２", "１２"], ["12\n", "13"]) == {"accuracy": 0.5}
 
 
 def test_an_answer_that_is_no_candidate_is_refused(tmp_path):
     row = {"text": "色は？", "output": "赤です。", "answer": "青", "candidates": ["赤", "青"]}
     with pytest.raises(errors.DataError, match="a.jsonl:1: the output must name '青'"):
-        eval_tasks.parse(write(tmp_path / "a.jsonl", row), "", 0)
+        questions_lib.parse(write(tmp_path / "a.jsonl", row), "", 0)

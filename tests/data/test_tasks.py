@@ -138,7 +138,8 @@ SHAPES = """
 COMPARE = """
     import json
     import shapes
-    from jinstr.data import eval_tasks, sources
+    from jinstr.data import sources
+    from jinstr.data.eval_tasks import questions as questions_lib
 
     found = {}
     squad = sources.SourceConfig(task="squad", module="shapes", answers="first", limit=1)
@@ -147,7 +148,7 @@ COMPARE = """
         files = list(sources.read(shapes.source(name)))
         task = list(sources.read(sources.SourceConfig(task=name, module="shapes")))
         found[name] = [len(files), task == files, other == files[0], sorted(files[0])]
-    (asked,) = eval_tasks.parse("choices", "shapes", 2)
+    (asked,) = questions_lib.parse("choices", "shapes", 2)
     print(json.dumps([found, asked.chooses, [q.answer for q in asked.questions]]))
 """
 
