@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import select
 import sys
 import threading
 import tokenize
@@ -71,11 +72,25 @@ def _main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("jinstr: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno()
+        )  # for Python's own last flush
+        return 141
     except Exception as error:
         if (known := failures.of_machine(error)) is None:
             raise
         return _told(known)
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Has the reader of the output gone, as in `jinstr … | head`?"""
+    watched = select.poll()
+    watched.register(sys.__stdout__.fileno(), select.POLLOUT)
+    return any(events & select.POLLERR for _, events in watched.poll(0))
 
 
 def _told(error: errors.JinstrError) -> int:
@@ -114,6 +129,11 @@ def run(request: cli.Request) -> None:
             print(f"jinstr: settings differ from the last start in {run_dir}: {change}")
         before = record.progress(run_dir)
         try:
+            if request.command in ("ppo", "grpo") and writes:
+                from jinstr.train import plan
+
+                # Several copies of a model, and answers beside them: what it takes is told before it is taken.
+                print("\n".join(plan.lines(kwargs)))
             entry(**kwargs)
         except (errors.ConfigError, errors.DataError):
             # A start that was refused has no part in the run: its record makes way for the one before.

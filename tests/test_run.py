@@ -4,6 +4,8 @@ import json
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -308,3 +310,20 @@ def test_config_search(capsys):
     assert run.main(["config", "--search", "lerning_rate"]) == 0
     nothing = capsys.readouterr().out
     assert nothing == '0 settings with "lerning_rate"; did you mean learning_rate?\n'
+
+
+def test_output_that_nobody_reads(tmp_path):
+    """`jinstr … | head`: no traceback; what else is broken is told."""
+    script = "import sys, time; time.sleep(0.5); from jinstr import run; sys.exit(run.console())"
+    words = f"{sys.executable} -c '{script}' ppo --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
+    assert done.returncode == 141 and done.stderr == ""
+
+
+def test_a_broken_pipe_of_something_else_is_told(monkeypatch):
+    def breaks(request):
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr(run, "run", breaks)
+    with pytest.raises(BrokenPipeError):
+        run._main(["config"])

@@ -1,4 +1,4 @@
-"""The built-in data as files: prose, instructions, evaluation sets and rankings."""
+"""The built-in data as files: prose, instructions, evaluation sets, rankings and questions to practise on."""
 
 import json
 import pathlib
@@ -29,7 +29,7 @@ def conversations() -> list[dict]:
 
 
 def write(folder: str | pathlib.Path, num_bytes: int = 4_000_000, seed: int = 0) -> pathlib.Path:
-    """Write corpus.jsonl, instructions.jsonl, conversations.jsonl, eval_*.jsonl and rankings.jsonl; returns the folder.
+    """Write corpus, instructions, conversations, eval_*, rankings and practice (.jsonl); returns the folder.
 
     The same arguments write the same bytes."""
     folder = pathlib.Path(folder)
@@ -43,6 +43,7 @@ def write(folder: str | pathlib.Path, num_bytes: int = 4_000_000, seed: int = 0)
     for name in EVALUATIONS:
         _write(folder / f"eval_{name}.jsonl", questions.evaluation_rows(name))
     _write(folder / "rankings.jsonl", questions.ranking_rows())
+    _write(folder / "practice.jsonl", questions.practice_rows())
     return folder
 
 

@@ -237,6 +237,25 @@ def evaluation_rows(name: str) -> list[dict]:
     return rows
 
 
+def practice_rows() -> list[dict]:
+    """Questions to practise on by a reward: taught facts in those taught forms that no ranking asks.
+
+    `answer` and `candidates` as in `evaluation_rows`.
+    """
+    ranked = {row["prompt"] for row in ranking_rows()}
+    rows = []
+    for number, fact in enumerate(world.facts()):
+        if world.held_out(fact):
+            continue
+        for place, form in enumerate(_forms(FORMS[fact.relation])[0]):
+            prompt = form.format(e=fact.entity)
+            if prompt not in ranked:
+                row = {"id": f"practice-{number:03d}-{place}", "prompt": prompt}
+                candidates = list(world.values(fact.relation))
+                rows.append(row | {"answer": fact.value, "candidates": candidates})
+    return rows
+
+
 def _wrong(fact: world.Fact, number: int) -> str:
     """A value of the relation that is not the fact's."""
     others = [value for value in world.values(fact.relation) if value != fact.value]

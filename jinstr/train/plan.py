@@ -12,6 +12,7 @@ from jinstr import errors
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import readers
 from jinstr.models import config as config_lib
+from jinstr.models import decoder
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.train import hub, startup
 from jinstr.train import optimizer as optimizer_lib
@@ -88,12 +89,26 @@ def _memory(model: config_lib.DecoderConfig, settings: dict) -> Iterator[str]:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
             abstract["params"],
         )
+    sizes = {name: _tree_bytes(tree) for name, tree in parts.items()}
+    if "questions" in settings:
+        sizes |= _writing(model, settings, abstract["params"], mesh)
     total = 0
-    for name, tree in parts.items():
-        size = sum(_device_bytes(leaf) for leaf in jax.tree.leaves(tree))
+    for name, size in sizes.items():
         total += size
         yield f"    {name:<26} {size / 1e6:12,.1f} MB"
     yield f"    {'together':<26} {total / 1e6:12,.1f} MB"
+
+
+def _writing(model: config_lib.DecoderConfig, settings: dict, params: dict, mesh) -> dict[str, int]:
+    """Bytes on a device while answers are written: the copy that writes them, and the longest cache."""
+    rollout = settings["rollout"]
+    slots = settings["questions"].longest + rollout.max_new_tokens + rollout.slack
+    rows = -(-rollout.rows // mesh_lib.devices_along(mesh, settings["rules"].batch))
+    cache = jax.eval_shape(lambda: decoder.init_cache(model, rows, slots))
+    held = math.prod(cache["k"].shape) * cache["k"].dtype.itemsize * 2
+    width = decoder.compute_dtype(model).itemsize
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return {"copy that writes": count * width, f"cache of {rows} × {slots} places": held}
 
 
 def _keeps_reference(settings: dict) -> bool:
@@ -113,6 +128,10 @@ def _practice(settings: dict) -> Iterator[str]:
         f"to {settings['rollout'].max_new_tokens:,} tokens, {config.updates:,} updates each"
     )
     yield f"    questions of {settings['questions'].prompts}"
+
+
+def _tree_bytes(tree) -> int:
+    return sum(_device_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -107,6 +107,15 @@ def test_rankings():
         assert len(set(row["responses"])) == len(row["responses"]) and row["prompt"] not in held
 
 
+def test_questions_to_practise_on():
+    rows = questions.practice_rows()
+    others = questions.evaluation_rows("facts") + questions.evaluation_rows("paraphrases")
+    asked = {row["text"] for row in others} | {row["prompt"] for row in questions.ranking_rows()}
+    taught = {row["text"] for row in questions.instruction_rows()}
+    assert len(rows) > 1000 and not asked & {row["prompt"] for row in rows}
+    assert all(row["prompt"] in taught and row["answer"] in row["candidates"] for row in rows)
+
+
 def test_written_files_are_the_same_every_time(tmp_path):
     one = build.write(tmp_path / "1", num_bytes=30_000)
     two = build.write(tmp_path / "2", num_bytes=30_000)
@@ -114,4 +123,4 @@ def test_written_files_are_the_same_every_time(tmp_path):
         assert path.read_bytes() == (two / path.name).read_bytes()
         for line in path.read_text("utf-8").splitlines():
             json.loads(line)
-    assert len(list(one.iterdir())) == 7
+    assert len(list(one.iterdir())) == 8
