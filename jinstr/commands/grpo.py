@@ -93,7 +93,7 @@ def grpo(
     has_reference = bool(config.kl_reward or loss.kl_loss)
     reference = startup.reference(model, base, abstract) if has_reference else {}
     identity = {"prompts": prompts.identity, "config": boundary.identity(config, rollout)}
-    state, done, _ = boundary.restore(checkpointer, abstract, identity)
+    state, done, rl = boundary.restore(checkpointer, abstract, identity)
     if state is None:
         state = startup.first_state(model, transform, abstract, seed, base)
     recorder.check_separate(reference, frozen, state["params"])
@@ -110,7 +110,7 @@ def grpo(
     write = boundary.make_write(own, rollout, devices, rules)
     flight = recorder.Recorder(
         run_dir, config.iterations, done, limits, decoder.compute_dtype(model).name,
-        tensorboard=tensorboard, wandb=wandb,
+        before=rl.get("recorder", {}), tensorboard=tensorboard, wandb=wandb,
     )  # fmt: skip
     root = jax.random.key(seed)
 

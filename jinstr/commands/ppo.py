@@ -137,7 +137,7 @@ def ppo(
     write = boundary.make_write(own, rollout, devices, rules)
     flight = recorder.Recorder(
         run_dir, config.iterations, done, limits, decoder.compute_dtype(model).name,
-        tensorboard=tensorboard, wandb=wandb,
+        before=rl.get("recorder", {}), tensorboard=tensorboard, wandb=wandb,
     )  # fmt: skip
     root = jax.random.key(seed)
 

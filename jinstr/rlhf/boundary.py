@@ -241,6 +241,7 @@ class Boundary:
                 for name, value in state.items()
                 if not name.endswith("step")
             }
+            rl |= {"recorder": self._flight.state()}
             about = {"rl": self._identity | rl, "data": {}, "meter": {}, "place": self._place}
             self._checkpointer.save(number, kept, about)
         if asked_to_stop:

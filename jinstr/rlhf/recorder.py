@@ -85,10 +85,11 @@ class Recorder:
         limits: LimitConfig,
         compute_dtype: str,
         *,
+        before: dict,
         tensorboard: bool,
         wandb: str,
     ):
-        """done: iterations of a run that goes on; its files are cut back to them."""
+        """done: iterations of a run that goes on; its files are cut back to them. before: what `state` said then."""
         self._run_dir, self._limits = run_dir, limits
         self._writer = metrics_lib.MetricsWriter(
             run_dir, tensorboard=tensorboard, wandb=wandb, start_step=done
@@ -96,10 +97,11 @@ class Recorder:
         self._rounding = RATIO_ROUNDING[compute_dtype]
         self._phases: dict[str, float] = {}
         self._phase, self._since = "", time.monotonic()
-        self._beyond = 0  # iterations in a row beyond a limit
-        self._refused = 0  # updates in a row whose loss or gradient was not finite
-        self._told: set[str] = set()
-        self._first_entropy = math.nan
+        self._beyond = before.get("beyond", 0)  # iterations in a row beyond a limit
+        # updates in a row whose loss or gradient was not finite
+        self._refused = before.get("refused", 0)
+        self._told: set[str] = set(before.get("told", ()))
+        self._first_entropy: float | None = before.get("first_entropy")
         self._plain = not sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=iterations,
@@ -109,6 +111,15 @@ class Recorder:
             dynamic_ncols=True,
         )
         self._iterations = iterations
+
+    def state(self) -> dict:
+        """What a run that goes on must know of the iterations before: goes into the checkpoint, as JSON."""
+        return {
+            "beyond": self._beyond,
+            "refused": self._refused,
+            "told": sorted(self._told),
+            "first_entropy": self._first_entropy,
+        }
 
     def start(self, phase: str) -> None:
         """A phase of the iteration begins."""
@@ -221,9 +232,11 @@ class Recorder:
 
     def _diagnose(self, number: int, line: dict[str, float], kl: np.ndarray) -> None:
         """What the numbers mean, in words."""
-        if math.isnan(self._first_entropy):
-            self._first_entropy = line["objective/entropy"]
-        for kind, text in diagnoses(line, kl, self._first_entropy, 3 * self._rounding):
+        entropy = line["objective/entropy"]
+        if self._first_entropy is None and math.isfinite(entropy):
+            self._first_entropy = entropy
+        first = entropy if self._first_entropy is None else self._first_entropy
+        for kind, text in diagnoses(line, kl, first, 3 * self._rounding):
             self._tell(number, kind, text)
 
     def _check_finite(self, number: int, updates: list[dict[str, float]]) -> None:

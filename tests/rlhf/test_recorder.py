@@ -95,11 +95,12 @@ GOOD_UPDATE = dict(loss=0.1, grad_norm=1.0, ratio_change=1e-6, weight=1.0, token
 class Run:
     """A recorder with files of its own, and iterations of which only what matters is given."""
 
-    def __init__(self, folder, **limits):
+    def __init__(self, folder, done=0, before=(), **limits):
         self.folder = folder
         self.flight = recorder.Recorder(
-            folder, 10, 0, recorder.LimitConfig(**limits), "float32", tensorboard=False, wandb=""
-        )
+            folder, 10, done, recorder.LimitConfig(**limits), "float32",
+            before=dict(before), tensorboard=False, wandb="",
+        )  # fmt: skip
 
     def iteration(self, number, kl=0.5, ended=True, updates=(GOOD_UPDATE,), scores=None, **extra):
         found = written(ended=ended)
@@ -273,6 +274,28 @@ def test_only_finite_numbers_are_written():
     json.dumps(practice.finite_only(given), allow_nan=False)
     with pytest.raises(ValueError):
         json.dumps({name: float(value) for name, value in given.items()}, allow_nan=False)
+
+
+def test_patience_goes_on_where_a_run_was_cut(run):
+    one = run(max_kl=1.0, patience=3)
+    one.iteration(1, kl=2.0)
+    one.iteration(2, kl=2.0)
+    before = json.loads(json.dumps(one.flight.state()))
+    assert before["beyond"] == 2 and before["first_entropy"] == 2.0
+    with pytest.raises(errors.NonFiniteError, match="JI-RL-003"):
+        run(done=2, before=before, max_kl=1.0, patience=3).iteration(3, kl=2.0)
+    # Negative control: a recorder that knows nothing of the two waits anew.
+    run(done=2, max_kl=1.0, patience=3).iteration(3, kl=2.0)
+
+
+def test_what_was_told_is_not_told_again_by_a_run_that_goes_on(run):
+    one = run()
+    one.iteration(1, ended=False)
+    told = one.told()
+    run(done=1, before=one.flight.state()).iteration(2, ended=False)
+    assert told and one.told() == told
+    run(done=1).iteration(2, ended=False)
+    assert len(one.told()) > len(told)
 
 
 def test_a_reference_in_the_memory_of_the_policy_is_refused():
