@@ -13,6 +13,8 @@ import sys
 import matplotlib.backends.backend_agg  # noqa: F401
 import matplotlib.figure  # noqa: F401
 
+import jinstr.commands.grpo
+import jinstr.commands.ppo
 import jinstr.commands.pretrain
 import jinstr.commands.resume
 import jinstr.commands.sft
