@@ -201,7 +201,7 @@ def _practise(
             prompts=128,
             epochs=2,
             minibatches=2,
-            kl_reward=0.05,
+            kl_reward=0.2,
             missing_end_value=1.0,
             score_limit=10.0,
             eval_every=0,

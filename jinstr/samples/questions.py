@@ -262,10 +262,39 @@ def _wrong(fact: world.Fact, number: int) -> str:
     return others[world.stable_hash("wrong", fact.entity, fact.relation, str(number)) % len(others)]
 
 
-def ranking_rows(count: int = 300) -> list[dict]:
-    """Prompts with three or four answers from best to worst: full and right, right and curt, beside the point, wrong.
+def _garbled(one: str, other: str) -> str:
+    """The first half of one answer with the second half of another: no sentence."""
+    return one[: len(one) // 2] + other[len(other) // 2 :]
 
-    Two curt or two wrong answers tie. Prompts are taught facts only.
+
+def _answers_by_rank(
+    fact: world.Fact, number: int, taught: list[world.Fact]
+) -> list[tuple[str, int]]:
+    """(answer, rank) from best to worst; the kinds change from question to question."""
+    full, other = (answer.format(e=fact.entity, v=fact.value) for answer in ANSWERS[fact.relation])
+    wrong = ANSWERS[fact.relation][0].format(e=fact.entity, v=_wrong(fact, number))
+    # Of another question: right in itself and beside the point.
+    far = taught[world.stable_hash("far", str(number)) % len(taught)]
+    while far.entity == fact.entity or far.relation == fact.relation:
+        far = taught[(taught.index(far) + 1) % len(taught)]
+    beside = ANSWERS[far.relation][0].format(e=far.entity, v=far.value)
+    near = [f for f in taught if f.entity == fact.entity and f.relation != fact.relation]
+    if near:
+        told = near[number % len(near)]
+        near_by = ANSWERS[told.relation][0].format(e=told.entity, v=told.value)
+    kinds = (
+        [(full, 1), (f"{fact.entity}についてはよく知りません。", 2), (wrong, 3), (beside, 5)],
+        [(full, 1), (other, 1), (f"{fact.value}。", 2), (wrong, 3), (_garbled(full, beside), 6)],
+        [(full, 1), (wrong, 3), (near_by, 4) if near else (beside, 5), (_garbled(beside, full), 6)],
+    )
+    return kinds[number % 3]
+
+
+def ranking_rows(count: int = 300) -> list[dict]:
+    """Prompts with four or five answers: full and right, right and curt, wrong, beside the point, no sentence.
+
+    Two answers that are right and full tie. Without the bad ones a reward model would not know what nobody showed it,
+    and practice would end there. Prompts are taught facts only.
     """
     taught = [fact for fact in world.facts() if not world.held_out(fact)]
     rows = []
@@ -273,13 +302,7 @@ def ranking_rows(count: int = 300) -> list[dict]:
         fact = taught[number % len(taught)]
         forms = _forms(FORMS[fact.relation])[0]
         form = forms[(number + number // len(taught)) % len(forms)]
-        full, other = (
-            answer.format(e=fact.entity, v=fact.value) for answer in ANSWERS[fact.relation]
-        )
-        wrong = ANSWERS[fact.relation][0].format(e=fact.entity, v=_wrong(fact, number))
-        ranked = [(full, 1), (other, 1), (f"{fact.value}。", 2), (wrong, 3)]
-        if number % 3 == 0:
-            ranked = [(full, 1), (f"{fact.entity}についてはよく知りません。", 2), (wrong, 3)]
+        ranked = _answers_by_rank(fact, number, taught)
         order = sorted(
             range(len(ranked)), key=lambda n: world.stable_hash("order", str(number), str(n))
         )

@@ -103,7 +103,7 @@ def test_rankings():
     held = {row["text"] for row in questions.evaluation_rows("facts")}
     assert len(rows) == 300
     for row in rows:
-        assert 3 <= len(row["responses"]) == len(row["ranks"]) <= 4 and min(row["ranks"]) == 1
+        assert 4 <= len(row["responses"]) == len(row["ranks"]) <= 5 and min(row["ranks"]) == 1
         assert len(set(row["responses"])) == len(row["responses"]) and row["prompt"] not in held
 
 
