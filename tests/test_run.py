@@ -228,8 +228,12 @@ def recipe(path, capsys):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes(path, capsys):
     assert path.read_text("utf-8").count("\n") <= 40
-    loop = recipe(path, capsys)["loop_config"]
-    assert (loop["num_steps"] > 0) != (loop["epochs"] > 0)
+    found = recipe(path, capsys)
+    if "questions" in found:
+        assert found["config"]["iterations"] > 0
+    else:
+        loop = found["loop_config"]
+        assert (loop["num_steps"] > 0) != (loop["epochs"] > 0)
 
 
 def sums_of(text):
@@ -250,23 +254,56 @@ def test_the_sums_of_a_recipe_that_was_not_run_are_right(path, capsys):
         assert eval(sum_, {"__builtins__": {}}) == pytest.approx(result, rel=0.011), sum_
     # Negative control: a number that is wrong by a twentieth.
     assert eval(found[0][0], {"__builtins__": {}}) != pytest.approx(found[0][1] * 1.05, rel=0.011)
-    assert str(recipe(path, capsys)["data"]["seq_len"]) in header
+    settings_of = recipe(path, capsys)
+    assert str(settings_of.get("data", settings_of.get("text"))["seq_len"]) in header
     for word in ("Hours", "Expected", "GB"):
         assert word in header
 
 
 def test_steps_and_batches_are_those_of_the_sums(capsys):
     by_name = {path.stem: path for path in NOT_RUN}
-    assert len(by_name) == 4
-    for name in by_name:
+    assert len(by_name) == 6
+    for name in by_name.keys() - {"ppo_instructgpt"}:
         header = by_name[name].read_text("utf-8").partition("from __gin__")[0]
         found = recipe(by_name[name], capsys)
         assert str(found["data"]["batch_tokens"]) in header
-        passes = {2.0: "two passes", 5.0: "five passes"}
+        passes = {1.0: "one pass", 2.0: "two passes", 5.0: "five passes"}
         steps = found["loop_config"]["num_steps"]
         assert (str(steps) if steps else passes[found["loop_config"]["epochs"]]) in header
         rows = found["data"]["batch_tokens"] // found["data"]["seq_len"]
         assert rows % found["loop_config"]["microbatches"] == 0
+
+
+def test_practice_is_as_long_as_its_sums_say(capsys):
+    (path,) = [path for path in NOT_RUN if path.stem == "ppo_instructgpt"]
+    found = recipe(path, capsys)
+    sums = dict(sums_of(path.read_text("utf-8")))
+    config, text = found["config"], found["text"]
+    episodes = config["iterations"] * config["prompts"] * config["answers"]
+    assert sums["500 * 512"] == episodes == 256_000
+    updates = config["iterations"] * config["epochs"] * config["minibatches"]
+    assert sums["500 * 8"] == updates == 4000
+    assert sums["8 * 64 * 2048"] == text["batch_tokens"]
+    # What the paper gives (section 1 of its appendix C): 64 answers an update, one pass, 8 texts for each of them.
+    assert config["prompts"] // config["minibatches"] == 64 and config["epochs"] == 1
+    assert text["batch_tokens"] // text["seq_len"] == 8 * 64
+    published = {"clip_low": 0.2, "clip_high": 0.2}
+    assert published.items() <= found["loss"].items()
+    assert found["algorithm"]["text_coefficient"] == 27.8 and found["algorithm"]["discount"] == 1
+    assert found["optimizer"]["ema_decay"] == 0.992 and found["config"]["kl_reward"] == 0.02
+    assert found["critic_optimizer"]["learning_rate"] == 9e-6
+    assert (found["optimizer"]["beta1"], found["optimizer"]["beta2"]) == (0.9, 0.95)
+    assert found["optimizer"]["warmup_steps"] == 10 * config["minibatches"]
+    assert found["rollout"]["temperature"] == 1.0 and found["questions"]["longest"] == 1024
+
+
+def test_the_reward_model_is_trained_as_published(capsys):
+    (path,) = [path for path in NOT_RUN if path.stem == "reward_instructgpt"]
+    found = recipe(path, capsys)
+    assert found["optimizer"]["learning_rate"] == 9e-6 and found["loop_config"]["epochs"] == 1
+    assert found["optimizer"]["schedule"] == "cosine" and found["optimizer"]["final_share"] == 0.1
+    assert found["data"]["batch_tokens"] == 64 * found["data"]["seq_len"]
+    assert found["demonstrations"]
 
 
 def test_what_adapters_on_7b_hold_is_what_their_recipe_says(capsys):

@@ -1,4 +1,4 @@
-"""`jinstr dpo`: tune a model on rankings or pairs directly, without a reward model (DPO and its relatives)."""
+"""`jinstr dpo`: tune a model on rankings, pairs or labels directly, without a reward model (DPO and its relatives)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def dpo(
         prepare_config=prepare,
         seed=seed,
         may_prepare=jax.process_count() == 1,
-        kinds=comparisons.KINDS,
+        kinds=comparisons.LABELLED if preference.needs_labels else comparisons.KINDS,
     )
     num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
     audit.check_batch(data_set.train.read(0), tokenizer, stop_ids=chat_template.stop_ids)
@@ -102,9 +102,11 @@ def dpo(
     # Only now: a start that is refused above must not touch the files of the model that is there.
     model_files.write(run_dir, model, base.tokenizer_path, template)
     adapters.write(run_dir, record)
+    labelled = preference.needs_labels
+    objective = comparing.labelled_objective if labelled else comparing.preference_objective
     step_function = state_lib.make_step(
         model, optimizer, transform, devices, rules, abstract, loop_config.microbatches, frozen,
-        comparing.preference_objective(model, preference, rules),
+        objective(model, preference, rules),
     )  # fmt: skip
     outputs = {"tensorboard": loop_config.tensorboard, "wandb": loop_config.wandb}
     writer = metrics_lib.MetricsWriter(run_dir, **outputs, start_step=start_step)
@@ -116,6 +118,12 @@ def dpo(
     def rewards(params, batch, frozen):
         return comparing.rewards(model, preference, params, batch, frozen, rules)[0]
 
+    def place(batch: dict) -> dict:
+        whole = comparisons.with_others(batch, tokenizer.pad_id) if labelled else batch
+        return state_lib.place_batch(whole, devices, rules)
+
+    measure = judged.by_label if labelled else judged.accuracy
+
     def evaluate(state: dict, step: int) -> dict[str, float]:
         results = {}
         for name, loader in data_set.held_out.items():
@@ -123,7 +131,7 @@ def dpo(
                 lambda params, batch: rewards(params, batch, frozen),
                 state["params"], loader, devices, rules,
             )  # fmt: skip
-            results |= {f"eval/{name}/{key}": v for key, v in judged.accuracy(found).items()}
+            results |= {f"eval/{name}/{key}": v for key, v in measure(found).items()}
             if count := evaluation_config.samples:
                 whole = serving.on_one_device(lora.join(state["params"], below))
                 prompts = _prompts(loader, count)
@@ -140,7 +148,7 @@ def dpo(
         batches=metrics_lib.examples_logged(
             data_set.train, start_step, run_dir, loop_config.log_examples
         ),
-        place=lambda batch: state_lib.place_batch(batch, devices, rules),
+        place=place,
         start_step=start_step,
         num_steps=num_steps,
         evaluate=evaluate,

@@ -54,7 +54,7 @@ def prepare(
             print(f"    pieces split where the answer begins: {counts['straddles']:,}")
         print(f"    {place.path}")
     kinds = {manifest["kind"] for manifest in manifests.values()}
-    for packed_kinds in (loader_lib.TEXT, comparisons.KINDS):
+    for packed_kinds in (loader_lib.TEXT, comparisons.KINDS, comparisons.LABELLED):
         if not kinds <= {*packed_kinds}:
             continue
         loaded = dataset_lib.pack(data, found, seed, packed_kinds)

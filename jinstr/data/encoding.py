@@ -123,9 +123,11 @@ def _encode_ids(source: str, example: Mapping, tokenizer) -> Encoded:
 
 
 def encode_ranked(source: str, example: Mapping, tokenizer, template) -> Encoded:
-    """Answers to one prompt with ranks; a preference example is two answers with ranks 1 and 2."""
+    """Answers to one prompt with ranks; a preference example is two answers with ranks 1 and 2, a label is a rank."""
     if "chosen" in example:
         answers, ranks = [example["chosen"], example["rejected"]], [1, 2]
+    elif "response" in example:
+        answers, ranks = [example["response"]], [1 if example["label"] == "desired" else 2]
     else:
         answers, ranks = list(example["responses"]), [int(rank) for rank in example["ranks"]]
     if not answers or any(map(is_blank, answers)):

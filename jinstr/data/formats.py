@@ -5,6 +5,7 @@ What examples look like (the keys of each kind):
     chat        id, roles, contents, group, genre      roles: system, user, input, assistant
     preference  id, roles, contents (the prompt), chosen, rejected, group, annotator
     prompts     id, roles, contents (the prompt), responses, ranks (1 = best, ties allowed), group, annotator
+    labels      id, roles, contents (the prompt), response, label (desired | undesired), group, annotator
 `group` is what splits go by: the prompt, so that answers to one question stay together, or a field such as the author.
 A row has the shape whose needed keys it has and whose foreign keys it lacks. `text` is the question in ichikara data
 and the whole sample in jaster data, so a row that fits several shapes is refused, never guessed.
@@ -26,7 +27,7 @@ MOST_COLUMNS = 26  # answers that a line of a table may have
 class Format:
     """One shape of rows."""
 
-    kind: str  # lm | chat | preference | prompts
+    kind: str  # lm | chat | preference | prompts | labels
     needs: tuple[str, ...]  # keys that must be there; "a|b" = one of them
     lacks: tuple[str, ...] = ()  # keys that other shapes have
     examples: Callable[[Row], Iterator[dict]]
@@ -52,7 +53,7 @@ def get(row: Row, *names: str) -> str:
 def texts(example: Mapping) -> list[str]:
     """All text in an example."""
     found = [example["text"]] if "text" in example else list(example["contents"])
-    found += [example[name] for name in ("chosen", "rejected") if name in example]
+    found += [example[name] for name in ("chosen", "rejected", "response") if name in example]
     return [*found, *example.get("responses", ())]
 
 
@@ -254,6 +255,28 @@ def _ranking_sheet(row: Row) -> Iterator[dict]:
     yield from _ranking({**row, "responses": responses, "ranks": ranks})
 
 
+LABELS = {"desired": "desired", "undesired": "undesired", "true": "desired", "false": "undesired"}
+
+
+def _labelled(row: Row) -> Iterator[dict]:
+    """One answer and whether it is as wanted, as for KTO; true and false are what TRL writes."""
+    roles, contents = _prompt(row)
+    label = LABELS.get(str(row["label"]).strip().lower())
+    if label is None:
+        raise bad_rows.BadRow(
+            bad_rows.SHAPE, f"label {row['label']!r} is not desired, undesired, true or false"
+        )
+    yield {
+        "id": id_of(row),
+        "roles": roles,
+        "contents": contents,
+        "response": _last_answer(row.get("response", row.get("completion"))),
+        "label": label,
+        "group": prompt_group(roles, contents),
+        "annotator": _annotator(row),
+    }
+
+
 def _squad(row: Row) -> Iterator[dict]:
     """SQuAD and JaQuAD: one article with paragraphs; a question on a paragraph is a conversation of one turn."""
     for paragraph in row["paragraphs"]:
@@ -328,6 +351,11 @@ FORMATS: dict[str, Format] = {
         kind="prompts",
         needs=("prompt|instruction", "response1", "response2", "rank1", "rank2"),
         examples=_ranking_sheet,
+    ),
+    "labelled": Format(
+        kind="labels",
+        needs=("prompt|instruction", "response|completion", "label"),
+        examples=_labelled,
     ),
     # Rows of a tree belong together: readers join them (`oasst.conversations`) into rows of messages.
     "oasst": Format(kind="chat", needs=("message_id", "parent_id", "role"), examples=_messages),

@@ -41,7 +41,11 @@ class _Source:
         self.name, self.rate = source.name, source.rate
         self.set = prepared.PreparedSet(source.path)
         if self.set.kind not in kinds:
-            wanted = "text or conversations" if kinds == TEXT else "rankings or pairs of answers"
+            wanted = {
+                TEXT: "text or conversations",
+                comparisons.KINDS: "rankings or pairs of answers",
+                comparisons.LABELLED: "answers with labels (prompt, response, label)",
+            }[tuple(kinds)]
             raise errors.ConfigError(
                 "JI-LOAD-001",
                 f"{source.name} holds {self.set.kind} records; this command trains on {wanted}",
@@ -104,7 +108,7 @@ class Loader:
         self._ends = np.cumsum([source.num_rows for source in self._sources])
         self.num_rows = int(self._ends[-1])
         self.bytes_total = sum(source.text_bytes for source in self._sources)
-        if self._sources[0].set.kind in comparisons.KINDS:
+        if self._sources[0].set.kind in comparisons.ALL_KINDS:
             # Prompts of a row and answers to a prompt, at most: batches of all steps have one shape.
             self._most = (
                 max(int(np.diff(source.index.offsets).max()) for source in self._sources),
@@ -197,7 +201,7 @@ class Loader:
 
     def _batch(self, rows: Sequence[tuple[int, int]], empty: int = 0) -> dict[str, np.ndarray]:
         """The batch of the given rows, followed by `empty` rows of padding."""
-        if self._sources[0].set.kind in comparisons.KINDS:
+        if self._sources[0].set.kind in comparisons.ALL_KINDS:
             ranked = [[record for record, *_ in row] for row in self._pieces(rows)]
             ranked += [[] for _ in range(empty)]
             return comparisons.assemble(ranked, self.config.seq_len, self.pad_id, *self._most)

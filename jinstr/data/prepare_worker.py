@@ -27,7 +27,7 @@ import xxhash
 from array_record.python import array_record_module
 
 from jinstr import errors, redact
-from jinstr.data import audit, bad_rows, building, encoding, marks, prepared, records
+from jinstr.data import audit, bad_rows, building, comparisons, encoding, marks, prepared, records
 from jinstr.data import sources as sources_lib
 from jinstr.testing import faults
 
@@ -131,7 +131,7 @@ class _Encoder:
             counts[f"drop/{encoded.drop}"] += 1
             return
         counts["examples"] += 1
-        if self.job.kind in ("preference", "prompts"):
+        if self.job.kind in comparisons.ALL_KINDS:
             counts[f"answers/{len(encoded.records[0].ranks)}"] += 1
         counts["straddles"] += encoded.straddles
         counts["utf8_bytes"] += sources_lib.size(example)

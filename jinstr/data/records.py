@@ -18,7 +18,7 @@ import xxhash
 MAX_TARGETS = (
     16_384  # targets in one record: a power of two, so that windows of any usual T fill it exactly
 )
-KINDS = ("lm", "chat", "preference", "prompts")
+KINDS = ("lm", "chat", "preference", "prompts", "labels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,10 @@ class Chat:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """Answers to one prompt with ranks, 1 = best, ties allowed. A preference pair has ranks [1, 2]."""
+    """Answers to one prompt with ranks, 1 = best, ties allowed. A preference pair has ranks [1, 2].
+
+    An answer with a label stands alone: its rank is 1 = desired or 2 = undesired.
+    """
 
     src: str
     id: str

@@ -27,6 +27,7 @@ _FEATURES = {
     "chat": {"id": 0, "roles": 1, "contents": 1, "group": 0, "genre": 0},
     "preference": {"id": 0, "roles": 1, "contents": 1, "chosen": 0, "rejected": 0, "group": 0},
     "prompts": {"id": 0, "roles": 1, "contents": 1, "responses": 1, "ranks": 1, "group": 0},
+    "labels": {"id": 0, "roles": 1, "contents": 1, "response": 0, "label": 0, "group": 0},
 }
 _SPLITS = {"train": "train", "validation": "heldout"}
 _sources: dict[str, sources_lib.SourceConfig] = {}  # what `add` made Tasks of, by their names
@@ -131,7 +132,7 @@ def metrics(source: sources_lib.SourceConfig) -> tuple:
 
 
 def kind(source: sources_lib.SourceConfig) -> str:
-    """lm | chat | preference | prompts, by the Task's features or the first row of a TFDS set."""
+    """lm | chat | preference | prompts | labels, by the Task's features or the first row of a TFDS set."""
     if source.tfds:
         for row in _tfds_rows(source):
             return formats.FORMATS[_tfds_format(source, row)].kind
@@ -141,6 +142,7 @@ def kind(source: sources_lib.SourceConfig) -> str:
         ("lm", {"text"}),
         ("preference", {"chosen", "rejected"}),
         ("prompts", {"responses", "ranks"}),
+        ("labels", {"response", "label"}),
         ("chat", {"roles", "contents"}),
         ("chat", {"inputs", "targets"}),
     ):
@@ -149,7 +151,7 @@ def kind(source: sources_lib.SourceConfig) -> str:
     raise errors.DataError(
         "JI-TASK-005",
         f"the task {source.task} yields {', '.join(sorted(features))}; needed are text, or roles and contents, or "
-        "inputs and targets, or chosen and rejected, or responses and ranks",
+        "inputs and targets, or chosen and rejected, or responses and ranks, or response and label",
     )
 
 

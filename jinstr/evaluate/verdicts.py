@@ -118,7 +118,7 @@ def elyza(text: str) -> Reading:
 
 
 def axes(text: str) -> Reading:
-    """W&B's and ichikara's axes: JSON with 総合評価 and 流暢性, 正確性, 情報量 or 詳細性, 関連性, whole numbers from 1 to 5.
+    """Five axes as W&B and ichikara ask: JSON with 総合評価, 流暢性, 正確性, 情報量 or 詳細性, 関連性, 1 to 5 each.
 
     The value is 総合評価. All of them must be there.
     """

@@ -29,7 +29,7 @@ def conversations() -> list[dict]:
 
 
 def write(folder: str | pathlib.Path, num_bytes: int = 4_000_000, seed: int = 0) -> pathlib.Path:
-    """Write corpus, instructions, conversations, eval_*, rankings and practice (.jsonl); returns the folder.
+    """Write corpus, instructions, conversations, eval_*, rankings and practice* (.jsonl); returns the folder.
 
     The same arguments write the same bytes."""
     folder = pathlib.Path(folder)
@@ -44,6 +44,7 @@ def write(folder: str | pathlib.Path, num_bytes: int = 4_000_000, seed: int = 0)
         _write(folder / f"eval_{name}.jsonl", questions.evaluation_rows(name))
     _write(folder / "rankings.jsonl", questions.ranking_rows())
     _write(folder / "practice.jsonl", questions.practice_rows())
+    _write(folder / "practice_sums.jsonl", questions.practice_sum_rows())
     return folder
 
 

@@ -256,6 +256,19 @@ def practice_rows() -> list[dict]:
     return rows
 
 
+def practice_sum_rows() -> list[dict]:
+    """The taught sums in those taught forms that `instruction_rows` does not use; `answer` is the number."""
+    rows = []
+    for a, b in _sums():
+        if _is_held_out_sum(a, b):
+            continue
+        for place, form in enumerate(_forms(SUM_FORMS)[0]):
+            if place != (a + b) % 3:
+                row = {"id": f"practice-sum-{a}-{b}-{place}", "prompt": form.format(a=a, b=b)}
+                rows.append(row | {"answer": str(a + b)})
+    return rows
+
+
 def _wrong(fact: world.Fact, number: int) -> str:
     """A value of the relation that is not the fact's."""
     others = [value for value in world.values(fact.relation) if value != fact.value]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jinstr import errors
+from jinstr.data import comparisons
 from jinstr.losses import checks, lm, preference
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora
@@ -34,7 +35,7 @@ class RankingConfig:
 class PreferenceConfig:
     """The loss of preference tuning."""
 
-    loss: str = "sigmoid"  # sigmoid (DPO) | robust | hinge | ipo | simpo | orpo
+    loss: str = "sigmoid"  # sigmoid (DPO) | robust | hinge | ipo | simpo | orpo | kto (labels)
     beta: float = 0.1  # how far from the reference: large = stays close
     label_smoothing: float = (
         0.0  # share of pairs that may be swapped; with sigmoid: conservative DPO
@@ -42,14 +43,19 @@ class PreferenceConfig:
     length_normalize: bool = False  # log-probabilities a token instead of an answer (sigmoid … ipo)
     gamma: float = 0.5  # margin of simpo, beyond which a pair is right enough
     nll: float = 0.0  # weight of the better answer's negative log-likelihood a token (RPO)
+    desirable_weight: float = 1.0  # of desired answers in kto
+    undesirable_weight: float = 1.0  # of the others
 
     def __post_init__(self):
-        kinds = (*preference.DPO_KINDS, "simpo", "orpo")
+        kinds = (*preference.DPO_KINDS, "simpo", "orpo", "kto")
         checks.one_of("PreferenceConfig.loss", self.loss, kinds)
         unused = {
             "label_smoothing": self.label_smoothing and self.loss not in ("sigmoid", "robust"),
             "length_normalize": self.length_normalize and self.loss not in preference.DPO_KINDS,
             "gamma": self.gamma != 0.5 and self.loss != "simpo",
+            "nll": self.nll and self.loss == "kto",
+            "desirable_weight": self.desirable_weight != 1.0 and self.loss != "kto",
+            "undesirable_weight": self.undesirable_weight != 1.0 and self.loss != "kto",
         }
         for field in (field for field, is_unused in unused.items() if is_unused):
             raise errors.ConfigError(
@@ -60,7 +66,12 @@ class PreferenceConfig:
 
     @property
     def needs_reference(self) -> bool:
-        return self.loss in preference.DPO_KINDS
+        return self.loss in (*preference.DPO_KINDS, "kto")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Is the data single answers with labels, and not answers that are compared?"""
+        return self.loss == "kto"
 
 
 def _by_segment(values_BT, batch: dict) -> jax.Array:
@@ -216,6 +227,43 @@ def preference_objective(
     return state_lib.Objective(sums, prompts_compared)
 
 
+def labelled_objective(
+    model: config_lib.DecoderConfig, config: PreferenceConfig, rules: mesh_lib.AxisRules
+) -> state_lib.Objective:
+    """KTO (arXiv 2402.01306) on batches of `comparisons.with_others`: the mean over answers. frozen: as in `rewards`.
+
+    Logged beside it: kl, the reference point; accuracy: share of answers whose reward lies on their label's side of it.
+    """
+
+    def sums(params, batch, frozen):
+        prefix = comparisons.OTHERS
+        others = {n.removeprefix(prefix): x for n, x in batch.items() if n.startswith(prefix)}
+        other_BGK, _, _ = rewards(model, config, params, others, frozen, rules)
+        kl = preference.kto_baseline(other_BGK / config.beta, 0.0, others["answers"] > 0)
+        reward_BGK, logp_BGK, _ = rewards(model, config, params, batch, frozen, rules)
+        there_BGK, desired_BGK = batch["ranks"] > 0, batch["ranks"] == 1
+        loss_BGK = preference.kto(
+            reward_BGK / config.beta, 0.0, desired_BGK, kl, beta=config.beta,
+            desirable_weight=config.desirable_weight, undesirable_weight=config.undesirable_weight,
+        )  # fmt: skip
+        right_BGK = (reward_BGK > config.beta * kl) == desired_BGK
+        loss = jnp.where(there_BGK, loss_BGK, 0.0).sum()
+        count = answers_labelled(batch)
+        return loss, {
+            "loss": loss,
+            "accuracy": (there_BGK & right_BGK).sum().astype(jnp.float32),
+            "kl": kl * count,
+            "logp": jnp.where(there_BGK, logp_BGK, 0.0).sum(),
+        }
+
+    return state_lib.Objective(sums, answers_labelled)
+
+
+def answers_labelled(batch: dict) -> jax.Array:
+    """Answers of a batch, f32 []."""
+    return (batch["ranks"] > 0).sum().astype(jnp.float32)
+
+
 def first_loss(config: PreferenceConfig) -> float | None:
     """The loss of a policy that equals its reference, where it has one value for all pairs."""
     values = {
@@ -224,4 +272,6 @@ def first_loss(config: PreferenceConfig) -> float | None:
         "hinge": 1.0,
         "ipo": 1 / (4 * config.beta**2),
     }
+    if config.desirable_weight == config.undesirable_weight:
+        values["kto"] = 0.5 * config.desirable_weight
     return None if config.nll else values.get(config.loss)

@@ -91,6 +91,21 @@ def accuracy(prompts: Iterable[Judged]) -> dict[str, float]:
     return results
 
 
+def by_label(answers: Iterable[Judged]) -> dict[str, float]:
+    """Of single answers with labels (rank 1 = desired): mean scores, how many, and auc, the chance that a desired one
+    scores above another one; NaN where a label is missing."""
+    found = [(judged.scores[0], judged.ranks[0] == 1) for judged in answers]
+    desired, others = ([s for s, wanted in found if wanted is kind] for kind in (np.True_, np.False_))
+    above = np.sign(np.subtract.outer(desired, others)) if desired and others else np.array([])
+    return {
+        "auc": 0.5 + 0.5 * _mean(above.ravel()),
+        "desired_score": _mean(desired),
+        "undesired_score": _mean(others),
+        "desired": float(len(desired)),
+        "undesired": float(len(others)),
+    }
+
+
 def judge(score: Callable, params: dict, loader, mesh, rules: mesh_lib.AxisRules) -> list[Judged]:
     """Every prompt of a prepared set of comparisons, each once. score: (params, batch) → f32 [B, G, K]."""
     found: list[Judged] = []

@@ -5,7 +5,7 @@ import openpyxl
 import pytest
 
 from jinstr import errors
-from jinstr.data import comparisons, loader, prepared, records, sources
+from jinstr.data import bad_rows, comparisons, formats, loader, prepared, records, sources
 
 
 def ranked(name, prompt, answers, ranks):
@@ -51,7 +51,7 @@ def test_a_loader_of_rankings_gives_every_prompt_once(rankings):
     config = loader.LoaderConfig(seq_len=256, batch_rows=4)
     opened = loader.Loader(rankings, config, comparisons.KINDS)
     manifest = prepared.PreparedSet(rankings[0].path).manifest
-    assert {*manifest["answers"]} == {"3", "4"} and sum(manifest["answers"].values()) == 300
+    assert {*manifest["answers"]} == {"4", "5"} and sum(manifest["answers"].values()) == 300
     seen, shapes = [], set()
     for number, batch in enumerate(opened.evaluation_batches()):
         shapes.add(tuple(batch["answers"].shape))
@@ -124,3 +124,45 @@ def test_a_line_that_ranks_nothing_is_told(tmp_path, row, words):
     path = sheet(tmp_path / "rankings.xlsx", [HEADERS, row])
     with pytest.raises(errors.DataError, match=words):
         list(sources.read(sources.SourceConfig(path=str(path), fields=FIELDS)))
+
+
+def labelled(name, prompt, answer, label):
+    """A single answer whose ids tell whose it is: prompt `name` counts from 100 · name, its answer from 50 above."""
+    ids = np.array([*(100 * name + n for n in range(prompt)), *(100 * name + 50 + n for n in range(answer))])
+    return records.Ranked(
+        src="s", id=str(name), part=1, prompt_length=prompt, answers=(ids,),
+        masks=(np.arange(len(ids)) >= prompt,), ranks=(label,),
+    )  # fmt: skip
+
+
+def test_prompts_with_answers_to_others():
+    rows = [[labelled(1, 3, 2, 1), labelled(2, 1, 4, 2), labelled(3, 2, 1, 1)], [labelled(4, 2, 2, 1)], []]
+    batch = comparisons.assemble(rows, seq_len=16, pad_id=7, prompts=3, answers=1)
+    found = comparisons.with_others(batch, pad_id=7)
+    assert all(found[name] is batch[name] for name in batch)
+    other = {n.removeprefix("others_"): x for n, x in found.items() if n.startswith("others_")}
+    texts = [other["tokens"][0, other["segment_ids"][0] == n].tolist() for n in (1, 2, 3)]
+    assert texts[0] == [100, 101, 102, 250, 251, 252, 253]
+    assert texts[1] == [200, 350] and texts[2] == [300, 301, 150, 151]
+    trained = [other["targets"][0, other["loss_weights"][0] > 0].tolist()]
+    assert trained == [[250, 251, 252, 253, 350, 150, 151]]
+    assert other["answers"][..., 0].tolist() == [[1, 2, 3], [0, 0, 0], [0, 0, 0]]
+    assert not other["segment_ids"][1:].any()  # alone in its row, and no row at all
+    assert (other["segment_ids"] > 0).sum(1).tolist()[0] == (batch["segment_ids"][0] > 0).sum()
+    # Negative control: the batch itself has each prompt with its own answer.
+    assert batch["tokens"][0, batch["segment_ids"][0] == 2].tolist() == [200, 250, 251, 252, 253]
+
+
+def test_labels_are_read(tmp_path):
+    rows = [
+        {"prompt": "海は？", "response": "青い。", "label": "desired"},
+        {"prompt": [{"role": "user", "content": "空は？"}], "completion": "知らない。", "label": False},
+        {"instruction": "山は？", "response": "高い。", "label": "True", "annotator": "p1"},
+    ]
+    examples = [next(formats.FORMATS["labelled"].examples(row)) for row in rows]
+    assert [e["label"] for e in examples] == ["desired", "undesired", "desired"]
+    assert [e["response"] for e in examples] == ["青い。", "知らない。", "高い。"]
+    assert examples[1]["contents"] == ["空は？"] and examples[2]["annotator"] == "p1"
+    assert all(formats.fits(row) == ["labelled"] for row in rows)
+    with pytest.raises(bad_rows.BadRow, match="'good' is not desired"):
+        next(formats.FORMATS["labelled"].examples(rows[0] | {"label": "good"}))

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 
 import pytest
 
@@ -116,6 +117,18 @@ def test_questions_to_practise_on():
     assert all(row["prompt"] in taught and row["answer"] in row["candidates"] for row in rows)
 
 
+def test_sums_to_practise_on():
+    rows = questions.practice_sum_rows()
+    known = questions.instruction_rows() + questions.evaluation_rows("sums")
+    prompts = [row["prompt"] for row in rows]
+    assert len(set(prompts)) == len(prompts) > 100 and not {row["text"] for row in known} & {
+        *prompts
+    }
+    for row in rows:
+        a, b = re.findall(r"\d+", row["prompt"])
+        assert int(row["answer"]) == int(a) + int(b)
+
+
 def test_written_files_are_the_same_every_time(tmp_path):
     one = build.write(tmp_path / "1", num_bytes=30_000)
     two = build.write(tmp_path / "2", num_bytes=30_000)
@@ -123,4 +136,4 @@ def test_written_files_are_the_same_every_time(tmp_path):
         assert path.read_bytes() == (two / path.name).read_bytes()
         for line in path.read_text("utf-8").splitlines():
             json.loads(line)
-    assert len(list(one.iterdir())) == 8
+    assert len(list(one.iterdir())) == 9

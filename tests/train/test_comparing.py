@@ -274,9 +274,80 @@ def test_under_lora_the_reference_is_the_base():
         dict(loss="ipo", label_smoothing=0.1),
         dict(loss="simpo", length_normalize=True),
         dict(loss="sigmoid", gamma=1.0),
+        dict(loss="sigmoid", desirable_weight=2.0),
+        dict(loss="kto", nll=0.1),
     ],
     ids=str,
 )
 def test_settings_that_would_do_nothing_are_refused(settings):
     with pytest.raises(errors.ConfigError):
         comparing.PreferenceConfig(**settings)
+
+
+SINGLE = [
+    records.Ranked(
+        src="s", id=r.id, part=1, prompt_length=r.prompt_length, answers=r.answers[:1],
+        masks=r.masks[:1], ranks=(1 + number % 2,),
+    )
+    for number, r in enumerate(PROMPTS)
+]  # fmt: skip
+
+
+def mismatched(one, other):
+    """The prompt of one record with the answer of the other."""
+    ids = np.append(one.answers[0][: one.prompt_length], other.answers[0][other.prompt_length :])
+    return records.Ranked(
+        src="s", id="", part=1, prompt_length=one.prompt_length, answers=(ids,), masks=one.masks, ranks=(1,)
+    )  # fmt: skip
+
+
+def test_kto_against_one_answer_at_a_time():
+    config = comparing.PreferenceConfig(
+        loss="kto", beta=0.3, desirable_weight=1.5, undesirable_weight=0.5
+    )
+    policy, reference = parameters(MODEL), parameters(MODEL, 1)
+    objective = comparing.labelled_objective(MODEL, config, RULES)
+    # The second and third answers are interchanged, so that the mean of the mismatched pairs is not cut off at 0.
+    rows = [SINGLE[:3], SINGLE[3:]]
+    batch = comparisons.assemble(rows, 64, 0, prompts=3, answers=1)
+    batch = comparisons.with_others(batch, 0)
+    frozen = {"base": {}, "reference": reference}
+
+    def gain(record, params, below):
+        return logp_alone(params, record, 0) - logp_alone(below, record, 0)
+
+    others = [mismatched(SINGLE[n], SINGLE[(n + 1) % 3]) for n in range(3)]
+    for params, below in ((policy, reference), (reference, policy)):
+        total, found = jax.jit(objective.sums)(params, batch, frozen | {"reference": below})
+        kl = max(0.0, np.mean([gain(record, params, below) for record in others]))
+        losses, right = [], 0
+        for record in SINGLE:
+            wanted = record.ranks[0] == 1
+            by = config.beta * (gain(record, params, below) - kl)
+            weight, sign = (1.5, 1) if wanted else (0.5, -1)
+            losses.append(weight * (1 - 1 / (1 + math.exp(-sign * by))))
+            right += (by > 0) == wanted
+        assert float(objective.weight(batch)) == 4
+        assert float(total) == pytest.approx(sum(losses), abs=1e-5)
+        assert float(found["kl"]) / 4 == pytest.approx(kl, abs=1e-5)
+        assert float(found["accuracy"]) == right
+    # Negative control: the reference point was not 0 in both, and matters.
+    away = {n: x for n, x in batch.items() if n != "others_answers"}
+    away["others_answers"] = np.zeros_like(batch["others_answers"])
+    values = [
+        [float(jax.jit(objective.sums)(p, b, frozen | {"reference": r})[0]) for b in (batch, away)]
+        for p, r in ((policy, reference), (reference, policy))
+    ]
+    assert any(one != pytest.approx(two, abs=1e-4) for one, two in values)
+
+
+def test_kto_begins_at_a_half():
+    config = comparing.PreferenceConfig(loss="kto")
+    params = parameters(MODEL)
+    batch = comparisons.with_others(comparisons.assemble([SINGLE], 64, 0, 4, 1), 0)
+    objective = comparing.labelled_objective(MODEL, config, RULES)
+    total, found = jax.jit(objective.sums)(params, batch, {"base": {}, "reference": params})
+    assert float(total) / 4 == pytest.approx(comparing.first_loss(config)) == 0.5
+    assert float(found["kl"]) == 0
+    uneven = comparing.PreferenceConfig(loss="kto", desirable_weight=2.0)
+    assert comparing.first_loss(uneven) is None

@@ -200,3 +200,28 @@ def test_an_answer_of_another_shape_is_refused_by_line(place, reward, capsys):
     words = ["score", f"REWARD={reward}", f"INPUT={path}", f"OUTPUT={place}/none.jsonl"]
     assert run.main(words) == 65
     assert f"{path}:2" in capsys.readouterr().err and not (place / "none.jsonl").exists()
+
+
+def test_kto_on_labels(place, world, capsys):
+    rows = []
+    for row in lines(world, "rankings.jsonl"):
+        number = int(row["id"].partition("-")[2]) % len(row["ranks"])
+        label = row["ranks"][number] == 1
+        rows.append({"prompt": row["prompt"], "completion": row["responses"][number], "label": label})
+    labels = place / "labels.jsonl"
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    words = [f"DATA={labels}", "NUM_STEPS=12", "SAMPLES=0"]
+    assert start(place, world, "dpo", "kto", "LOSS=kto", *words) == 0
+    found = lines(place / "kto")
+    trained = [line for line in found if "train/loss" in line]
+    assert trained[0]["train/loss"] == pytest.approx(0.5, abs=1e-4) and trained[0]["train/kl"] == 0
+    assert trained[-1]["train/loss"] < 0.48 and trained[-1]["train/kl"] >= 0
+    (held_out,) = [line for line in found if "eval/labels/auc" in line]
+    assert held_out["eval/labels/auc"] > 0.5
+    assert held_out["eval/labels/desired_score"] > held_out["eval/labels/undesired_score"]
+    # Negative controls: comparisons are no labels, and labels no comparisons.
+    capsys.readouterr()
+    assert start(place, world, "dpo", "none", "LOSS=kto") == 78
+    assert "answers with labels" in capsys.readouterr().err
+    assert start(place, world, "reward", "none", words[0]) == 78
+    assert "rankings or pairs" in capsys.readouterr().err

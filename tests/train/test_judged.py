@@ -40,3 +40,16 @@ def test_nothing_to_compare_is_not_zero():
     assert not any(
         name.startswith("annotator") for name in judged.accuracy([of([1, 0], [1, 2], [1, 1])])
     )
+
+
+def test_answers_by_label():
+    def one(score, rank):
+        return judged.Judged(np.array([score]), np.array([rank]), np.array([3]), "")
+
+    answers = [one(3.0, 1), one(1.0, 1), one(1.0, 2), one(0.0, 2), one(2.0, 2)]
+    found = judged.by_label(answers)
+    # 3 is above all of 1, 0 and 2; 1 equals 1, is above 0 and below 2.
+    assert found["auc"] == pytest.approx((3 + 1.5) / 6)
+    assert found["desired_score"] == 2.0 and found["undesired_score"] == 1.0
+    assert (found["desired"], found["undesired"]) == (2.0, 3.0)
+    assert math.isnan(judged.by_label(answers[:2])["auc"])
