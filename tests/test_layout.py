@@ -31,6 +31,7 @@ LEVELS = {
     "parallel": 1,
     "settings": 1,
     "failures": 1,
+    "posting": 1,
     "errors": 0,
     "redact": 0,
     "testing": 0,

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from jinstr import errors, redact
+from jinstr import errors, posting, redact
 from jinstr.rlhf import rewards, rewards_http
 from tests.rlhf import asking
 
@@ -217,7 +217,7 @@ def test_a_proxy_is_not_asked_for_what_is_here(opened, server, monkeypatch):
 
 
 def test_a_reply_without_end_is_refused(opened, server, monkeypatch):
-    monkeypatch.setattr(rewards_http, "MOST_BYTES", 1000)
+    monkeypatch.setattr(posting, "MOST_BYTES", 1000)
     server.script.append((200, {"scores": [1, 2, 3], "more": "x" * 2000}))
     scores = ask(opened(server.url, retries=0))
     assert "more than 1000 bytes" in scores.notes[0] and np.isnan(scores.total).all()
