@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import jax
 
 from jinstr import errors
-from jinstr.models import decoder, hf_config, hf_read, hf_write, peft_format
+from jinstr.models import decoder, hf_read, hf_write, peft_format
+from jinstr.rlhf import reward_model
 from jinstr.text import publish, templates
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import adapters, card, endings, licences, lineage
@@ -39,7 +40,9 @@ def convert(
     model: RUN_DIR[@step], hf:FOLDER or hf:org/name[@revision]. dtype: of the weights. template: in place of the
     model's own. adapter: write only what a run with LORA_RANK trained, for PEFT, which finds their base as `base_name`
     (org/name[@revision] or a folder; "" = the base's own name on the hub). max_new_tokens: 0 = as the base has it, or
-    512. Nothing stands under `out` until all of it is written. Returns what was written.
+    512. A reward model becomes the ForSequenceClassification of its family with one label; what is taken off its scores
+    stands in config.json as reward_shift. Nothing stands under `out` until all of it is written. Returns what was
+    written.
     Errors: ConfigError for a model that no Hugging Face architecture expresses; StorageError where `out` is in use.
     """
     if dtype not in DTYPES:
@@ -47,7 +50,9 @@ def convert(
     target = pathlib.Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise errors.StorageError("JI-CONVERT-002", f"OUT={out} is there already and not empty")
-    base = base_lib.with_heads(base_lib.open_base(model, weights), "language")
+    base = base_lib.open_base(model, weights)
+    if adapter or base.config.heads != "score":
+        base = base_lib.with_heads(base, "language")
     tokenizer = tokenizer_lib.load(base.tokenizer_path)
     if adapter:
         named = name_of_base(base, base_name)
@@ -60,7 +65,8 @@ def convert(
                 unfinished, base, tokenizer, template, dtype, shard_gigabytes, max_new_tokens
             )
             write_rest(unfinished, base, tokenizer, template or base.template)
-            hf_read.open_checkpoint(unfinished)  # what was written can be read
+            if base.config.heads != "score":
+                hf_read.open_checkpoint(unfinished)  # what was written can be read
     files = sorted(path.name for path in target.iterdir())
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"jinstr: {target}: {len(files)} files, {size / 1e6:,.1f} MB\n  " + "\n  ".join(files))
@@ -98,7 +104,7 @@ def write_model(
 ) -> None:
     """Weights, config.json and generation_config.json. template: the one that was asked for, or ""."""
     config = base.config
-    hf_config.to_hf(config)  # a model that cannot be written is refused before it is read
+    hf_write.config_json(config)  # a model that cannot be written is refused before it is read
     stops = stop_ids(base, template, tokenizer)
     own = endings.of_folder(lineage.origin(base.folder) if base.is_run else base.folder)
     ends = list(dict.fromkeys([*stops, tokenizer.eos_id, *own]))
@@ -114,6 +120,10 @@ def write_model(
     )
     params = base.load(abstract)
     shard_bytes = int(shard_gigabytes * 1e9)
+    if config.heads == "score":
+        ids["reward_shift"] = reward_model.shift_of(base.folder)
+        hf_write.save(folder, config, params, dtype=dtype, shard_bytes=shard_bytes, **ids)
+        return  # it writes nothing, so there is no generation_config.json
     hf_write.save(folder, config, params, dtype=dtype, shard_bytes=shard_bytes, **ids)
     generation = endings.generation_config(ids, ends, max_new_tokens, generation)
     (folder / endings.GENERATION).write_text(json.dumps(generation, indent=2) + "\n", "utf-8")

@@ -67,7 +67,9 @@ def with_others(batch: dict[str, np.ndarray], pad_id: int) -> dict[str, np.ndarr
             ids = batch["tokens"][row, here]
             # loss_weights[j] speaks about the next token: the first one set is at the last token of the prompt.
             begin = int(np.argmax(batch["loss_weights"][row, here] > 0)) + 1
-            parts.append((ids[:begin], ids[begin:], batch["loss_weights"][row, here][begin - 1 :] > 0))
+            parts.append(
+                (ids[:begin], ids[begin:], batch["loss_weights"][row, here][begin - 1 :] > 0)
+            )
         rows.append([])
         if len(parts) < 2:
             continue

@@ -43,6 +43,7 @@ def _llama_rows(config: config_lib.DecoderConfig) -> dict[str, tuple[str, int]]:
         "embed": "model.embed_tokens",
         "norm_final": "model.norm",
         "head": "lm_head",
+        "score": "score",
         "blocks.norm_attention": layer + "input_layernorm",
         "blocks.norm_mlp": layer + "post_attention_layernorm",
     }
@@ -66,6 +67,7 @@ def _neox_rows() -> dict[str, tuple[str, int]]:
         "embed": ("gpt_neox.embed_in", -1),
         "norm_final": ("gpt_neox.final_layer_norm", -1),
         "head": ("embed_out", -1),
+        "score": ("score", -1),
         "blocks.norm_attention": (layer + "input_layernorm", -1),
         "blocks.norm_mlp": (layer + "post_attention_layernorm", -1),
         "blocks.attention.out": (layer + "attention.dense", -1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
+from jinstr import errors
 from jinstr.models import config as config_lib
 from jinstr.models import hf_config, hf_layout, hf_read
 
@@ -34,7 +36,7 @@ def save(
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    described = hf_config.to_hf(config, torch_dtype=dtype, **values)
+    described = config_json(config, torch_dtype=dtype, **values)
     writer = Writer(folder, shard_bytes)
     groups: dict[str, list] = {}  # GPT-NeoX's three kernels of one tensor
     for path, place in hf_layout.places(config).items():
@@ -49,6 +51,28 @@ def save(
                     bar.update()
     writer.close()
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+
+
+def config_json(config: config_lib.DecoderConfig, **values: Any) -> dict[str, Any]:
+    """config.json of a model that writes, or of one that scores: there the ForSequenceClassification of its family with
+    one label. Errors: ConfigError for a model that no Hugging Face architecture expresses.
+    """
+    if config.heads == "language":
+        return hf_config.to_hf(config, **values)
+    writing = dataclasses.replace(config, heads="language", tie_embeddings=True)
+    described = hf_config.to_hf(writing, **values)
+    (name,) = described["architectures"]
+    if described["model_type"] == "gemma3_text":
+        raise errors.ConfigError(
+            "JI-HF-020",
+            f"{name} has no sequence classification of text alone in transformers; score with jinstr (jinstr score)",
+        )
+    return described | {
+        "architectures": [name.replace("ForCausalLM", "ForSequenceClassification")],
+        "id2label": {"0": "reward"},
+        "label2id": {"reward": 0},
+        "problem_type": "regression",
+    }
 
 
 def _joined(config, parts: list, layer: int, kind: np.dtype) -> np.ndarray:

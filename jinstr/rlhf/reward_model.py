@@ -49,16 +49,20 @@ def load(model: str, step: int | None = None) -> RewardModel:
     Errors: ConfigError for a model without a score head; StorageError when it is not there, or not shifted yet.
     """
     run = serving.load_run(model, step, heads="score")
-    path = pathlib.Path(model.partition("@")[0]).expanduser() / FILE
+    shift = shift_of(pathlib.Path(model.partition("@")[0]).expanduser())
+    return RewardModel(run.config, run.params, run.tokenizer, run.template, shift)
+
+
+def shift_of(run_dir: pathlib.Path) -> float:
+    """What is taken off the scores of a run's model. Errors: StorageError when it is not written yet."""
+    path = run_dir / FILE
     try:
-        values = json.loads(path.read_text("utf-8"))
-        shift = float(values["shift"])
+        return float(json.loads(path.read_text("utf-8"))["shift"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.StorageError(
             "JI-REWARD-001",
             f"{path} cannot be used ({error!r}); `jinstr reward` writes it at its end: let it finish",
         ) from None
-    return RewardModel(run.config, run.params, run.tokenizer, run.template, shift)
 
 
 def write_shift(run_dir, scores: np.ndarray, demonstrations: str) -> dict:

@@ -180,12 +180,13 @@ def front_matter(facts: Mapping, peft_base: tuple[str, str] | None = None) -> st
     base = facts["base"]["id"] if facts["base"] else ""
     if peft_base:
         base = peft_base[0] if licences.is_hub_name(peft_base[0]) else ""
+    scores = facts["shape"].get("heads") == "score"
     tags = ["jinstr", "japanese", *(stage["command"] for stage in facts["stages"][-1:])]
     values = (
         {"language": ["ja"]}
         | facts["licence"]
         | {"library_name": "peft" if peft_base else "transformers"}
-        | {"pipeline_tag": "text-generation"}
+        | {"pipeline_tag": "text-classification" if scores else "text-generation"}
         | ({"base_model": base} if base else {})
         | ({"datasets": datasets} if datasets else {})
         | {"tags": [*tags, "lora"] if peft_base else tags}

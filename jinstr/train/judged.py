@@ -95,7 +95,9 @@ def by_label(answers: Iterable[Judged]) -> dict[str, float]:
     """Of single answers with labels (rank 1 = desired): mean scores, how many, and auc, the chance that a desired one
     scores above another one; NaN where a label is missing."""
     found = [(judged.scores[0], judged.ranks[0] == 1) for judged in answers]
-    desired, others = ([s for s, wanted in found if wanted is kind] for kind in (np.True_, np.False_))
+    desired, others = (
+        [s for s, wanted in found if wanted is kind] for kind in (np.True_, np.False_)
+    )
     above = np.sign(np.subtract.outer(desired, others)) if desired and others else np.array([])
     return {
         "auc": 0.5 + 0.5 * _mean(above.ravel()),

@@ -128,7 +128,9 @@ def test_a_line_that_ranks_nothing_is_told(tmp_path, row, words):
 
 def labelled(name, prompt, answer, label):
     """A single answer whose ids tell whose it is: prompt `name` counts from 100 · name, its answer from 50 above."""
-    ids = np.array([*(100 * name + n for n in range(prompt)), *(100 * name + 50 + n for n in range(answer))])
+    ids = np.array(
+        [*(100 * name + n for n in range(prompt)), *(100 * name + 50 + n for n in range(answer))]
+    )
     return records.Ranked(
         src="s", id=str(name), part=1, prompt_length=prompt, answers=(ids,),
         masks=(np.arange(len(ids)) >= prompt,), ranks=(label,),
@@ -136,7 +138,11 @@ def labelled(name, prompt, answer, label):
 
 
 def test_prompts_with_answers_to_others():
-    rows = [[labelled(1, 3, 2, 1), labelled(2, 1, 4, 2), labelled(3, 2, 1, 1)], [labelled(4, 2, 2, 1)], []]
+    rows = [
+        [labelled(1, 3, 2, 1), labelled(2, 1, 4, 2), labelled(3, 2, 1, 1)],
+        [labelled(4, 2, 2, 1)],
+        [],
+    ]
     batch = comparisons.assemble(rows, seq_len=16, pad_id=7, prompts=3, answers=1)
     found = comparisons.with_others(batch, pad_id=7)
     assert all(found[name] is batch[name] for name in batch)
@@ -156,7 +162,11 @@ def test_prompts_with_answers_to_others():
 def test_labels_are_read(tmp_path):
     rows = [
         {"prompt": "海は？", "response": "青い。", "label": "desired"},
-        {"prompt": [{"role": "user", "content": "空は？"}], "completion": "知らない。", "label": False},
+        {
+            "prompt": [{"role": "user", "content": "空は？"}],
+            "completion": "知らない。",
+            "label": False,
+        },
         {"instruction": "山は？", "response": "高い。", "label": "True", "annotator": "p1"},
     ]
     examples = [next(formats.FORMATS["labelled"].examples(row)) for row in rows]

@@ -6,9 +6,11 @@ import re
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jinstr import run
 from jinstr.rlhf import reward_model
+from jinstr.text import render
 from jinstr.train import serving, startup
 
 MODEL = """
@@ -145,6 +147,75 @@ def test_scores_of_a_file(place, world, reward, capsys):
     assert "gives no scores" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def exported(place, reward):
+    words = [f"MODEL={reward}", f"OUT={place}/exported", "DTYPE=float32"]
+    assert run.main(["convert", *words]) == 0
+    return place / "exported"
+
+
+def test_a_reward_model_leaves_as_sequence_classification(place, reward, exported, capsys):
+    described = json.loads((exported / "config.json").read_text("utf-8"))
+    assert described["architectures"] == ["LlamaForSequenceClassification"]
+    facts = json.loads((reward / "reward.json").read_text("utf-8"))
+    assert described["reward_shift"] == facts["shift"] and described["id2label"] == {"0": "reward"}
+    assert described["pad_token_id"] != described["eos_token_id"]
+    tensors = safetensors.numpy.load_file(exported / "model.safetensors")
+    own = serving.load_run(reward, heads="score")
+    assert np.array_equal(tensors["score.weight"], np.asarray(own.params["score"]["kernel"]).T)
+    assert "lm_head.weight" not in tensors and not (exported / "generation_config.json").exists()
+    card = (exported / "README.md").read_text("utf-8")
+    assert "AutoModelForSequenceClassification" in card and "AutoModelForCausalLM" not in card
+    assert "pipeline_tag: text-classification" in card
+    # Negative control: a model that writes is exported as one; and nothing trains or writes with this one.
+    assert run.main(["convert", f"MODEL={place}/base", f"OUT={place}/writes"]) == 0
+    assert "AutoModelForCausalLM" in (place / "writes/README.md").read_text("utf-8")
+    capsys.readouterr()
+    assert start(place, place, "dpo", "none", f"INIT=hf:{exported}") == 78
+    assert "LlamaForSequenceClassification" in capsys.readouterr().err
+
+
+@pytest.mark.peers
+def test_its_scores_in_transformers_are_those_here(world, reward, exported):
+    """pip install torch transformers; python -m pytest -m peers tests/train/test_comparison_runs.py"""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    own = reward_model.load(str(reward))
+    talks = []
+    for row in lines(world, "rankings.jsonl")[:8]:
+        for answer in row["responses"]:
+            talks.append(
+                [
+                    {"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": answer},
+                ]
+            )
+    expected = reward_model.score(own, talks)
+    theirs = transformers.AutoModelForSequenceClassification
+    model, told = theirs.from_pretrained(exported, dtype=torch.float32, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    found = []
+    for talk in talks:
+        text = tokenizer.apply_chat_template(talk, tokenize=False)
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        assert inputs["input_ids"][0].tolist() == list(
+            render.render(talk, own.template, own.tokenizer).tokens
+        )
+        with torch.no_grad():
+            found.append(model(**inputs).logits[0, 0].item() - model.config.reward_shift)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(expected) > 0.01  # they differ among themselves
+    # In one batch, padded behind: transformers finds the last token by the padding's id.
+    both = tokenizer(
+        [tokenizer.apply_chat_template(t, tokenize=False) for t in talks],
+        add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        scores = model(**both).logits[:, 0].numpy() - model.config.reward_shift
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
 def test_a_reward_model_does_not_write(place, world, reward, capsys):
     (place / "ask.jsonl").write_text('{"prompt": "海は？"}\n', "utf-8")
     words = [f"MODELS={reward}", f"INPUT={place}/ask.jsonl", f"OUTPUT={place}/none.jsonl"]
@@ -207,7 +278,9 @@ def test_kto_on_labels(place, world, capsys):
     for row in lines(world, "rankings.jsonl"):
         number = int(row["id"].partition("-")[2]) % len(row["ranks"])
         label = row["ranks"][number] == 1
-        rows.append({"prompt": row["prompt"], "completion": row["responses"][number], "label": label})
+        rows.append(
+            {"prompt": row["prompt"], "completion": row["responses"][number], "label": label}
+        )
     labels = place / "labels.jsonl"
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     words = [f"DATA={labels}", "NUM_STEPS=12", "SAMPLES=0"]
