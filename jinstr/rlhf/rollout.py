@@ -229,7 +229,8 @@ def rollout(
     places = sampler_lib.prompt_places(max(map(len, prompts), default=1))
     least = -(-FEWEST_ROWS // devices) * devices
     rows = _halved(rollout_config.rows, len(prompts), least, devices)
-    slots = places + longest + rollout_config.slack
+    # Where every prompt has its row at once, the cache is never moved. Each step reads all of it, the slack too.
+    slots = places + longest + (rollout_config.slack if len(prompts) > rows else 0)
     read = functools.partial(_read, prompts, columns, pad_id, places, least, mesh, rules)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         serving, noise = sampler.serve(params), {"key": key, "allowed_V": sampler.allowed_V}
