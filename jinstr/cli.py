@@ -74,6 +74,18 @@ STAGES = (
         ),
     ),
     Stage(
+        "evaluate",
+        "評価",
+        (
+            Command(
+                "compare",
+                "make | read sheets of blind comparisons",
+                "評価シートを作る・読み取る",
+                ("ACTION",),
+            ),
+        ),
+    ),
+    Stage(
         "operate",
         "運用",
         (

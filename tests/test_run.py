@@ -40,6 +40,7 @@ NEEDED = {
     "chat": ["RUN_DIR=r"],
     "convert": ["MODEL=r", "OUT=o"],
     "import-config": ["TRAIN=t.yaml"],
+    "compare": ["ACTION=read", "STUDY=s"],
     "quickstart": [],
     "resume": ["RUN_DIR=r"],
     "replay": ["RUN_DIR=r"],

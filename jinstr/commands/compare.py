@@ -1,0 +1,162 @@
+"""`jinstr compare make | read`: people compare answers in workbooks, blind; what they said comes back as judgements."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pathlib
+
+from jinstr import errors
+from jinstr.decode import requests
+from jinstr.evaluate import candidates
+from jinstr.human import design as design_lib
+from jinstr.human import judgements as judgements_lib
+from jinstr.human import sheet_reading, sheet_results, sheet_tables, sheets
+from jinstr.human import study as study_lib
+
+ACTIONS = ("make", "read")
+
+
+def compare(
+    *,
+    action: str,
+    study: str,
+    answers: str,
+    prompts: str,
+    design: design_lib.DesignConfig,
+    input: str,
+) -> dict:
+    """make: workbooks for raters, and the key to them. read: what came back.
+
+    study: the folder of all files of a study (human/study.py says which). What each action uses is in compare.gin.
+    """
+    if action not in ACTIONS:
+        raise errors.ConfigError("JI-COMPARE-001", f"{action!r} is none of {', '.join(ACTIONS)}")
+    if action == "make":
+        return make(study, answers, prompts, design)
+    return read(study, input)
+
+
+def make(study: str, answers: str, prompts: str, design: design_lib.DesignConfig) -> dict:
+    """Workbooks and key of a new study. Errors: ConfigError where one is already; DataError."""
+    folder = pathlib.Path(study)
+    if (folder / "key" / "study.json").exists():
+        raise errors.ConfigError(
+            "JI-COMPARE-002",
+            f"STUDY={study} holds a study already, whose sheets may be filled in; take another folder",
+        )
+    if not answers:
+        raise errors.ConfigError(
+            "JI-COMPARE-003", "compare make needs ANSWERS=FILE or ANSWERS=name=FILE,name=FILE"
+        )
+    items, models, notes = candidates.read(answers, prompts, every=design.mode == "rank")
+    found = design_lib.lay_out(items, models, design)
+    if telling := study_lib.naming(items, models):
+        notes.append(
+            f"{len(telling)} prompts have an answer that names a model, which is not blind: {', '.join(telling[:10])}"
+        )
+    if found.identical:
+        notes.append(
+            f"{found.identical} comparisons are left out, as both answers are the same text"
+        )
+    paths = sheets.write_all(folder, found)
+    study_lib.write(folder, found)
+    for note in notes:
+        print(f"jinstr: {note}")
+    for path in paths:
+        own = [row for row in found.rows if row.rater == path.stem]
+        print(f"{path}: {len(own)} rows, {sum(row.repeat for row in own)} of them repeats")
+    print(f"{folder / 'key'}: what raters do not get (study.json, assignments.csv)")
+    return {"raters": len(paths), "rows": len(found.rows), "models": models, "notes": notes}
+
+
+def read(study: str, input: str) -> dict:
+    """Judgements of all sheets that came back. Errors: DataError where a cell cannot be read; the rest is written."""
+    folder = pathlib.Path(study)
+    found = study_lib.read(folder)
+    try:
+        paths, others = sheet_tables.files_of(input or str(folder / "sheets"))
+    except FileNotFoundError as error:
+        raise errors.ConfigError("JI-COMPARE-004", f"INPUT: {error} is not there") from None
+    reading = sheet_reading.read_study(found, paths)
+    given = sheet_results.judgements_of(found, reading)
+    target = folder / "judgements.jsonl"
+    changes = _changes(target, given)
+    judgements_lib.write(target, given)
+    if found.mode == "rank":
+        requests.write_jsonl(
+            folder / "rankings.jsonl", list(sheet_results.rankings_of(found, reading))
+        )
+    _write_problems(folder / "problems.csv", reading.problems)
+    warnings = list(sheet_results.contradictions(found, reading))
+    notes = [
+        *reading.notes,
+        *(f"{name}: not .xlsx, .xlsm or .csv; not read" for name in others),
+        *warnings,
+        *changes,
+    ]
+    for note in notes:
+        print(f"jinstr: {note}")
+    table = sheet_results.progress(found, reading)
+    for line in sheet_results.told(table):
+        print(line)
+    for problem in reading.problems:
+        print(problem)
+    done = sum(count["done"] for count in table.values())
+    print(f"{target}: {len(given)} judgements of {done} rows; {len(found.rows) - done} rows to go")
+    if reading.problems:
+        raise errors.DataError(
+            "JI-COMPARE-005",
+            f"{len(reading.problems)} problems, listed above and in {folder / 'problems.csv'}; all other rows are kept",
+        )
+    return {
+        "judgements": len(given),
+        "progress": {k: dict(v) for k, v in table.items()},
+        "warnings": warnings,
+    }
+
+
+def _changes(path: pathlib.Path, given) -> list[str]:
+    """What is not as it was when the sheets were read before."""
+    if not path.exists():
+        return []
+
+    def key(j):
+        return j.prompt, j.rater, frozenset((j.left, j.right)), j.repeat
+
+    before = {key(j): j for j in judgements_lib.read(path)}
+    now = {key(j): j for j in given}
+    gone = [before[k] for k in before if k not in now]
+    notes = [
+        f"{j.where}: was judged when the sheets were read before, and is no more" for j in gone
+    ]
+    for k, j in now.items():
+        if k in before and (old := before[k]).winner != j.winner:
+            told = [{None: "a tie"}.get(x.winner, x.winner) for x in (old, j)]
+            notes.append(
+                f"{j.where}: the verdict was {told[0]} when the sheets were read before, now {told[1]}"
+            )
+    return notes
+
+
+def _write_problems(path: pathlib.Path, problems) -> None:
+    """A table for those who ask the raters; in UTF-8 with a mark, so that Excel shows it well."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["ファイル", "シート", "セル", "値", "お願い", "problem", "code"])
+    for p in problems:
+        # A value may begin like a formula: in front of text, Excel takes it for what it is.
+        writer.writerow(
+            [
+                p.file,
+                p.sheet,
+                p.cell,
+                f"「{p.value}」" if p.value else "",
+                p.japanese,
+                p.english,
+                p.code,
+            ]
+        )
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(table.getvalue().encode("utf-8-sig"))
+    part.replace(path)
