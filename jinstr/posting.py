@@ -164,8 +164,11 @@ class Poster:
 
     def clean(self, text: str) -> str:
         """The text in one line and without secrets, also where a server sends the token back."""
-        text = text.replace(self._token, redact.MARK) if self._token else text
-        return " ".join(redact.text(text).split())[:MOST_TEXT]
+        return " ".join(redact.text(self.hide(text)).split())[:MOST_TEXT]
+
+    def hide(self, text: str) -> str:
+        """The text without the token."""
+        return text.replace(self._token, redact.MARK) if self._token else text
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
