@@ -83,6 +83,7 @@ STAGES = (
                 "評価シートを作る・読み取る",
                 ("ACTION",),
             ),
+            Command("judge", "verdicts on answers by a model", "モデルに回答を判定させる"),
         ),
     ),
     Stage(

@@ -36,6 +36,7 @@ NEEDED = {
     "ppo": ["INIT=b", "PROMPTS=p.jsonl", "REWARD=number", "RUN_DIR=r", "ITERATIONS=1"],
     "grpo": ["INIT=b", "PROMPTS=p.jsonl", "REWARD=number", "RUN_DIR=r", "ITERATIONS=1"],
     "score": ["REWARD=number", "INPUT=a.jsonl", "OUTPUT=o.jsonl"],
+    "judge": ["MODEL=m", "OUT=o"],
     "generate": ["MODELS=b", "INPUT=p.jsonl", "OUTPUT=o.jsonl"],
     "chat": ["RUN_DIR=r"],
     "convert": ["MODEL=r", "OUT=o"],

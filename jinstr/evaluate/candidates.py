@@ -67,12 +67,13 @@ def _item(row: dict, name: str, where: str) -> study.Item:
 
 
 def read(
-    answers: str, prompts: str, *, every: bool
+    answers: str, prompts: str, *, every: bool, least: int = 2
 ) -> tuple[list[study.Item], list[str], list[str]]:
     """(items, models, notes).
 
     answers: FILE or "name=FILE,name=FILE". prompts: a prompt set, whose ids the answers have; "" = the answers' lines
-    hold their prompts. every: keep all answers of a model to a prompt, as name#1, name#2, …; else the first.
+    hold their prompts. every: keep all answers of a model to a prompt, as name#1, name#2, …; else the first. least:
+    models that there must be.
     Errors: ConfigError, DataError.
     """
     items = {item.id: item for item in read_prompts(prompts)} if prompts else {}
@@ -113,7 +114,7 @@ def read(
             for n, texts in enumerate(by_prompt.get(key, ())[: None if every else 1], 1):
                 given[key][f"{model}#{n}" if several > 1 and every else model] = texts
     models = list(dict.fromkeys(name for names in given.values() for name in names))
-    if len(models) < 2:
+    if len(models) < least:
         raise errors.DataError(
             "JI-CANDIDATES-005",
             f"ANSWERS={answers} holds answers of {', '.join(models) or 'no model'}; two are compared",

@@ -1,0 +1,126 @@
+"""How far a judge agrees with people on the same pairs, how much its verdict hangs on the order, and who won by it."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterable, Sequence
+
+from jinstr.evaluate import verdicts
+from jinstr.human import judgements
+
+Pair = tuple[str, str, str]  # prompt, model, model; the models in alphabetical order
+OUTCOMES = ("first", "second", "tie")  # of a pair
+
+
+def pair_of(judgement: judgements.Judgement) -> Pair:
+    return (judgement.prompt, *sorted((judgement.left, judgement.right)))
+
+
+def outcome(judgement: judgements.Judgement) -> str:
+    """Which model of `pair_of` was preferred."""
+    if judgement.winner is None:
+        return "tie"
+    return "first" if judgement.winner == pair_of(judgement)[1] else "second"
+
+
+def of_pairs(judged: Iterable[judgements.Judgement]) -> dict[Pair, str | None]:
+    """A judge's outcome of every pair, both orders together: a tie where they disagree; None where one is missing."""
+    straight: dict[Pair, str] = {}
+    swapped: dict[Pair, str] = {}
+    for judgement in judged:
+        pair = pair_of(judgement)
+        (straight if judgement.left == pair[1] else swapped)[pair] = judgement.verdict
+    sides = {"left": "first", "right": "second", "tie": "tie", None: None}
+    pairs = sorted(straight.keys() | swapped.keys())
+    return {p: sides[verdicts.of_both_orders(straight.get(p), swapped.get(p))] for p in pairs}
+
+
+def table(judged: Sequence[judgements.Judgement]) -> list[dict]:
+    """For every two models, by pairs that were judged in both orders: {"first", "second", "prompts", "wins", "losses",
+    "ties" of the first, "win_rate", "adjusted" (ties count half), "same" (share of pairs with one verdict in both
+    orders), "left" (share of decided looks that went to the answer shown first; 0.5 without a preference for a place)}.
+    """
+    rows = []
+    by_models = collections.defaultdict(list)
+    for judgement in judged:
+        by_models[pair_of(judgement)[1:]].append(judgement)
+    for (first, second), group in sorted(by_models.items()):
+        whole = {pair: found for pair, found in of_pairs(group).items() if found is not None}
+        counts = collections.Counter(whole.values())
+        looks = collections.defaultdict(list)
+        for judgement in group:
+            looks[pair_of(judgement)].append(outcome(judgement))
+        decided = [judgement.verdict for judgement in group if judgement.verdict != "tie"]
+        count = len(whole)
+        rows.append(
+            {
+                "first": first,
+                "second": second,
+                "prompts": count,
+                "wins": counts["first"],
+                "losses": counts["second"],
+                "ties": counts["tie"],
+                "win_rate": _share(counts["first"], count),
+                "adjusted": _share(counts["first"] + counts["tie"] / 2, count),
+                "same": _share(sum(len(set(looks[pair])) == 1 for pair in whole), count),
+                "left": _share(decided.count("left"), len(decided)),
+            }
+        )
+    return rows
+
+
+def agreement(
+    judge: Sequence[judgements.Judgement], people: Sequence[judgements.Judgement]
+) -> dict:
+    """A judge beside people on the pairs that both looked at.
+
+    A judge's outcome is that of both orders (`of_pairs`); each first look of a person counts. Returns {"judge",
+    "pairs", "looks", "agree" (looks with the same outcome, ties too), "share"; "decided" (looks where neither says
+    tie), "decided_agree", "decided_share"; "kappa" (Cohen 1960: agreement beyond what both would have by chance);
+    "table" {person's outcome: {judge's: looks}}; "people": the same between two people on a pair, "looks", "agree",
+    "share": what a judge can be held to}. Shares are None without a look.
+    """
+    found = {pair: value for pair, value in of_pairs(judge).items() if value is not None}
+    looks = [(pair_of(j), j.rater, outcome(j)) for j in people if not j.repeat]
+    both = [(value, found[pair]) for pair, _, value in looks if pair in found]
+    decided = [(one, other) for one, other in both if "tie" not in (one, other)]
+    return {
+        "judge": ",".join(sorted({j.rater for j in judge})),
+        "pairs": len({pair for pair, _, _ in looks if pair in found}),
+        **_counted(both),
+        **{f"decided{'_' + n if n != 'looks' else ''}": v for n, v in _counted(decided).items()},
+        "kappa": _kappa(both),
+        "table": {one: {other: both.count((one, other)) for other in OUTCOMES} for one in OUTCOMES},
+        "people": _counted(_between([look for look in looks if look[0] in found])),
+    }
+
+
+def _between(looks: Sequence[tuple[Pair, str, str]]) -> list[tuple[str, str]]:
+    """Outcomes of every two people on a pair."""
+    of_pair: dict[Pair, dict[str, str]] = collections.defaultdict(dict)
+    for pair, rater, value in looks:
+        of_pair[pair].setdefault(rater, value)
+    return [
+        two for values in of_pair.values() for two in itertools.combinations(values.values(), 2)
+    ]
+
+
+def _share(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _counted(both: Sequence[tuple[str, str]]) -> dict:
+    same = sum(one == other for one, other in both)
+    return {"looks": len(both), "agree": same, "share": _share(same, len(both))}
+
+
+def _kappa(both: Sequence[tuple[str, str]]) -> float | None:
+    """Cohen's kappa; None where chance alone would make all agree."""
+    count = len(both)
+    if not count:
+        return None
+    one, other = (collections.Counter(side) for side in zip(*both))
+    by_chance = sum(one[value] * other[value] for value in OUTCOMES) / count**2
+    observed = sum(a == b for a, b in both) / count
+    return (observed - by_chance) / (1 - by_chance) if by_chance < 1 else None
