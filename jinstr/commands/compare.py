@@ -11,7 +11,7 @@ from jinstr.decode import requests
 from jinstr.evaluate import candidates
 from jinstr.human import design as design_lib
 from jinstr.human import judgements as judgements_lib
-from jinstr.human import sheet_reading, sheet_results, sheet_tables, sheets
+from jinstr.human import sheet_foreign, sheet_reading, sheet_results, sheet_tables, sheets
 from jinstr.human import study as study_lib
 
 ACTIONS = ("make", "read")
@@ -25,6 +25,7 @@ def compare(
     prompts: str,
     design: design_lib.DesignConfig,
     input: str,
+    models: str,
 ) -> dict:
     """make: workbooks for raters, and the key to them. read: what came back.
 
@@ -34,7 +35,7 @@ def compare(
         raise errors.ConfigError("JI-COMPARE-001", f"{action!r} is none of {', '.join(ACTIONS)}")
     if action == "make":
         return make(study, answers, prompts, design)
-    return read(study, input)
+    return read(study, input, models, prompts)
 
 
 def make(study: str, answers: str, prompts: str, design: design_lib.DesignConfig) -> dict:
@@ -70,15 +71,30 @@ def make(study: str, answers: str, prompts: str, design: design_lib.DesignConfig
     return {"raters": len(paths), "rows": len(found.rows), "models": models, "notes": notes}
 
 
-def read(study: str, input: str) -> dict:
-    """Judgements of all sheets that came back. Errors: DataError where a cell cannot be read; the rest is written."""
+def read(study: str, input: str, models: str, prompts: str) -> dict:
+    """Judgements of all sheets that came back. Errors: DataError where a cell cannot be read; the rest is written.
+
+    models: "A=name,B=name" for sheets of one's own, in which models always stand on the same side; "" for those of
+    `make`. prompts: gives prompts of such sheets their ids.
+    """
     folder = pathlib.Path(study)
-    found = study_lib.read(folder)
+    if models and not input:
+        raise errors.ConfigError(
+            "JI-COMPARE-006", "MODELS=A=name,B=name needs INPUT=folder of the sheets"
+        )
     try:
         paths, others = sheet_tables.files_of(input or str(folder / "sheets"))
     except FileNotFoundError as error:
         raise errors.ConfigError("JI-COMPARE-004", f"INPUT: {error} is not there") from None
-    reading = sheet_reading.read_study(found, paths)
+    if models:
+        known = candidates.read_prompts(prompts) if prompts else []
+        _check_foreign(folder)
+        found, reading = sheet_foreign.read(paths, sheet_foreign.sides(models), known)
+        if found.rows:
+            study_lib.write(folder, found)
+    else:
+        found = study_lib.read(folder)
+        reading = sheet_reading.read_study(found, paths)
     given = sheet_results.judgements_of(found, reading)
     target = folder / "judgements.jsonl"
     changes = _changes(target, given)
@@ -114,6 +130,15 @@ def read(study: str, input: str) -> dict:
         "progress": {k: dict(v) for k, v in table.items()},
         "warnings": warnings,
     }
+
+
+def _check_foreign(folder: pathlib.Path) -> None:
+    """Errors: ConfigError where the folder holds a study of `make`, whose key would be lost."""
+    if (folder / "key" / "study.json").exists() and study_lib.read(folder).source != "sheets":
+        raise errors.ConfigError(
+            "JI-COMPARE-007",
+            f"STUDY={folder} holds a study of compare make; MODELS is for sheets from elsewhere: take another folder",
+        )
 
 
 def _changes(path: pathlib.Path, given) -> list[str]:

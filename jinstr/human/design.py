@@ -104,8 +104,8 @@ def _tasks(items, models, config) -> tuple[list[tuple[str, tuple[str, ...]]], in
     for item in items:
         present = [model for model in models if model in item.answers]
         if config.mode == "rank":
-            distinct = {item.answers[model]: model for model in reversed(present)}
-            shown = tuple(model for model in present if distinct[item.answers[model]] == model)
+            distinct = {study_lib.answer_text(item, model): model for model in reversed(present)}
+            shown = tuple(model for model in present if model in distinct.values())
             identical += len(present) - len(shown)
             if len(shown) > len(study_lib.LETTERS):
                 raise errors.DataError(
@@ -117,7 +117,7 @@ def _tasks(items, models, config) -> tuple[list[tuple[str, tuple[str, ...]]], in
         for pair in itertools.combinations(present, 2):
             if config.baseline and config.baseline not in pair:
                 continue
-            if item.answers[pair[0]] == item.answers[pair[1]]:
+            if study_lib.answer_text(item, pair[0]) == study_lib.answer_text(item, pair[1]):
                 identical += 1
             else:
                 tasks.append((item.id, pair))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from openpyxl import styles
 from openpyxl.cell import WriteOnlyCell
 from openpyxl.utils import get_column_letter
+from openpyxl.worksheet import hyperlink
 
 from jinstr.human import cells
 
@@ -20,7 +21,7 @@ _FONT = "游ゴシック"
 _LINE = styles.Side(style="thin", color="BFBFBF")
 _BORDER = styles.Border(left=_LINE, right=_LINE, top=_LINE, bottom=_LINE)
 _YELLOW, _GREY, _BLUE = "FFF9DB", "F5F5F2", "DCE6F0"
-_UNWRAPPED = ("title", "section", "note", "count")
+_UNWRAPPED = ("title", "section", "note", "count", "formula")
 _DATE = (1980, 1, 1, 0, 0, 0)
 _CORE = (
     '<?xml version="1.0" encoding="UTF-8"?><cp:coreProperties xmlns:cp="http://schemas.openxmlformats.org/package/'
@@ -53,11 +54,13 @@ def all_styles() -> Iterator[styles.NamedStyle]:
 
     yield style("title", size=16, bold=True)
     yield style("section", size=13, bold=True, ink="1F4E79")
+    yield style("formula", size=13, bold=True, ink="1F4E79")
     yield style("body")
     yield style("note", ink="555555")
     yield style("count", across="center", ink="1F4E79", bold=True)
     yield box("heading", colour=_BLUE, bold=True, across="center")
     yield box("number", colour=_GREY, across="center", ink="666666")
+    yield box("link", colour=_GREY, across="center", ink="0563C1", bold=True)
     yield box("text", number_format="@")
     yield box("cell")
     yield box("point", across="center", bold=True)
@@ -76,13 +79,19 @@ def all_styles() -> Iterator[styles.NamedStyle]:
 
 
 def cell(sheet, value, style: str) -> WriteOnlyCell:
-    """A cell; text is a string, never a formula or an error code."""
-    if isinstance(value, str):
-        value = cells.escaped(value)
-    made = WriteOnlyCell(sheet, value=value)
-    if isinstance(value, str):
+    """A cell; text is a string, never a formula or an error code, but for the style "formula"."""
+    is_text = isinstance(value, str) and style != "formula"
+    made = WriteOnlyCell(sheet, value=cells.escaped(value) if is_text else value)
+    if is_text:
         made.data_type = "s"
     made.style = style
+    return made
+
+
+def link(sheet, value, style: str, place: str) -> WriteOnlyCell:
+    """A cell that leads to a place of the same workbook, such as 評価!A3."""
+    made = cell(sheet, value, style)
+    made.hyperlink = hyperlink.Hyperlink(ref="", location=place)
     return made
 
 
@@ -94,6 +103,7 @@ def prepare(sheet, widths: Sequence[int], *, landscape: bool) -> None:
     # False = not locked: raters may make rows and columns larger.
     sheet.protection.formatColumns = sheet.protection.formatRows = False
     sheet.sheet_view.showGridLines = False
+    sheet.sheet_view.zoomScale = 85 if landscape else 100
     sheet.page_setup.orientation = "landscape" if landscape else "portrait"
     sheet.page_setup.paperSize = 8 if landscape else 9  # A3, A4
     sheet.page_setup.fitToHeight = 0
@@ -101,10 +111,10 @@ def prepare(sheet, widths: Sequence[int], *, landscape: bool) -> None:
 
 
 def fill(sheet, rows: Sequence[Sequence[tuple | None]], widths: Sequence[int]) -> None:
-    """Rows of (value, style), as high as what they hold."""
+    """Rows of (value, style), as high as what they hold; the style "formula" is for formulas of our own."""
     for number, row in enumerate(rows, 1):
         held = [(c[0], width) for c, width in zip(row, widths) if c and c[1] not in _UNWRAPPED]
-        is_large = any(c and c[1] in ("title", "section") for c in row)
+        is_large = any(c and c[1] in ("title", "section", "formula") for c in row)
         sheet.row_dimensions[number].height = 30 if is_large else height(held)
         sheet.append([c and cell(sheet, *c) for c in row])
 

@@ -133,6 +133,7 @@ def entry(
     row, keys = table.rows[number], heading.keys
     before = len(reading.problems)
     letters = study_lib.LETTERS[:answers].lower()
+    last = sum(key.startswith("rank_") for key in keys)  # rank that a sheet offers
     scores, ranks, comments = {}, [], {}
     verdict = _verdict(table, keys.get("verdict"), number, reading)
     for letter in letters:
@@ -141,11 +142,11 @@ def entry(
             found = _number(table, keys.get(key), number, 5, reading)
             if found is not None:
                 scores[key] = found
-        ranks.append(_number(table, keys.get(f"rank_{letter}"), number, answers, reading))
+        ranks.append(_number(table, keys.get(f"rank_{letter}"), number, last, reading))
     for key in (*(f"comment_{letter}" for letter in letters), "comment"):
         value = _at(row, keys.get(key))
-        if value is not None and (text := _text(value)).strip():
-            comments[key] = text
+        if value is not None and text(value).strip():
+            comments[key] = text(value)
     if len(reading.problems) > before:
         return None
     is_rank = "verdict" not in keys
@@ -163,7 +164,8 @@ def entry(
     )
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """What a person sees in a cell, as far as it can be told."""
     if isinstance(value, sheet_tables.Odd):
         return value.text
     if isinstance(value, float) and value.is_integer():
@@ -226,7 +228,7 @@ def read_study(study: study_lib.Study, paths) -> Reading:
 
 def _read_row(table, heading, number: int, rows, items, reading: Reading) -> None:
     keys = heading.keys
-    name = _text(_at(table.rows[number], keys[columns_lib.ROW_ID]) or "")
+    name = text(_at(table.rows[number], keys[columns_lib.ROW_ID]) or "")
     row = rows.get(name)
     if row is None:
         reading.problems.append(problem(
@@ -268,8 +270,8 @@ def changed(table, keys: Mapping[str, int], number: int, row: study_lib.Row, ite
         )
     )
     same = cells.through_cp932 if table.cp932 else lambda text: cells.digest([text])
-    for key, text in wanted.items():
-        if key not in keys or same(_text(_at(cells_of_row, keys[key]) or "")) != same(text):
+    for key, sent in wanted.items():
+        if key not in keys or same(text(_at(cells_of_row, keys[key]) or "")) != same(sent):
             return keys.get(key, 0)
-    check = _text(_at(cells_of_row, keys[columns_lib.CHECK]) or "")
+    check = text(_at(cells_of_row, keys[columns_lib.CHECK]) or "")
     return None if check == study_lib.row_digest(items, row) else keys[columns_lib.CHECK]

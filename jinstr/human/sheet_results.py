@@ -56,13 +56,12 @@ def _judgement(row: study_lib.Row, entry: reading_lib.Entry) -> judgements.Judge
 
 def _pairs(row, entry, item: study_lib.Item) -> Iterator[judgements.Judgement]:
     """A ranking as verdicts on every two models; models that gave one text share its rank."""
-    rank_of = {item.answers[model]: rank for model, rank in zip(row.shown, entry.ranks)}
+    text_of = {model: study_lib.answer_text(item, model) for model in item.answers}
+    rank_of = {text_of[model]: rank for model, rank in zip(row.shown, entry.ranks)}
     order = [*row.shown, *(model for model in item.answers if model not in row.shown)]
-    ranks = {
-        model: rank_of[item.answers[model]] for model in order if item.answers[model] in rank_of
-    }
+    ranks = {model: rank_of[text_of[model]] for model in order if text_of[model] in rank_of}
     for left, right in itertools.combinations(ranks, 2):
-        if item.answers[left] == item.answers[right]:
+        if text_of[left] == text_of[right]:
             continue  # nobody compared a text with itself
         better = ranks[left] - ranks[right]
         yield judgements.Judgement(
@@ -85,7 +84,10 @@ def rankings_of(study: study_lib.Study, reading: reading_lib.Reading) -> Iterato
         if study.mode != "rank" or row.repeat or item.turns > 1:
             continue
         texts = [item.answers[model][0] for model in row.shown]
-        names = [[m for m in item.answers if item.answers[m] == item.answers[s]] for s in row.shown]
+        shown = [study_lib.answer_text(item, model) for model in row.shown]
+        names = [
+            [m for m in item.answers if study_lib.answer_text(item, m) == text] for text in shown
+        ]
         yield {
             "id": item.id,
             **study_lib.prompt_fields(item),

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import openpyxl
 from openpyxl import styles
-from openpyxl.cell import WriteOnlyCell
 from openpyxl.formatting import rule
 from openpyxl.utils import get_column_letter
 from openpyxl.worksheet import datavalidation
@@ -23,18 +22,20 @@ from jinstr.human import sheet_columns as columns_lib
 from jinstr.human import sheet_looks as looks
 from jinstr.human import study as study_lib
 
+LONG = "長文"
 FIRST = 3  # row of the first prompt: the heading has two lines
 _WIDTHS = {
     "number": 6,
     "prompt": 36,
     "aid": 34,
-    "comment": 26,
+    "comment": 22,
     "score": 6,
     "rank": 6,
     "verdict": 11,
     "hidden": 14,
 }
-_ANSWER_WIDTHS = (44, 52, 60, 68, 76, 84)
+_ANSWER_WIDTHS = (44, 52, 60, 68)
+_LONG_WIDTH = 76
 
 
 def write_all(folder, study: study_lib.Study) -> list[pathlib.Path]:
@@ -73,7 +74,7 @@ class _Layout:
         for row in study.rows:
             self.rows[row.rater].append(row)
         texts = [study_lib.answer_text(i, model) for i in study.items for model in i.answers]
-        self.answer_width = _answer_width(texts, _ANSWER_WIDTHS[: 6 if self.most == 2 else 3])
+        self.answer_width = _answer_width(texts, _ANSWER_WIDTHS[: 4 if self.most == 2 else 2])
 
     def width(self, column: columns_lib.Column) -> int:
         if column.key.startswith("answer_"):
@@ -106,10 +107,10 @@ class _Layout:
 
 
 def _answer_width(texts: Sequence[str], widths: Sequence[int]) -> int:
-    """The least width at which 19 of 20 texts are seen in full, or the greatest."""
+    """The least width at which nine of ten texts are seen in full, or the greatest."""
     for width in widths:
         high = sorted(looks.lines_of(text, width) for text in texts)
-        if high[int(0.95 * (len(high) - 1))] <= looks.TALLEST:
+        if high[int(0.9 * (len(high) - 1))] <= looks.TALLEST:
             return width
     return widths[-1]
 
@@ -120,36 +121,36 @@ def workbook(layout: _Layout, rater: str) -> bytes:
     for style in looks.all_styles():
         book.add_named_style(style)
     rows = layout.rows[rater]
-    _usage(book, layout, rater, len(rows))
+    long = _Long(layout, rows)
+    _usage(book, layout, rater, len(rows), bool(long.begins))
     _criteria(book, layout.study.mode)
-    long = list(_rating(book, layout, rows))
-    if long:
-        _long_texts(book, layout, long)
+    _rating(book, layout, rows, long.begins)
+    if long.begins:
+        long.write(book)
     data = io.BytesIO()
     book.save(data)
     return looks.timeless(data)
 
 
-def _usage(book, layout: _Layout, rater: str, count: int) -> None:
+def _usage(book, layout: _Layout, rater: str, count: int, has_long: bool) -> None:
     sheet = book.create_sheet("使い方")
     widths = (5, 96)
     looks.prepare(sheet, widths, landscape=False)
     letter = get_column_letter(_progress_column(layout.columns))
     done = f"COUNTA({columns_lib.SHEET}!{letter}{FIRST}:{letter}{FIRST - 1 + count})"
     is_ab = layout.study.mode == "ab"
-    uses = (*(criteria.USE_AB if is_ab else criteria.USE_RANK), *criteria.USE_ALWAYS)
+    uses = [*(criteria.USE_AB if is_ab else criteria.USE_RANK)]
+    uses += [*([criteria.USE_LONG] if has_long else []), *criteria.USE_ALWAYS]
     rows = [
         [("回答の評価のお願い", "title")],
         [None, (f"評価者：{rater}", "body")],
+        [None, (f'="記入の済んだ行：" & {done} & " ／ {count}行"', "formula")],
         [],
         *([(f"{number}", "count"), (text, "body")] for number, text in enumerate(uses, 1)),
         [],
         [None, (f"評価基準 第{criteria.VERSION}版", "note")],
     ]
     looks.fill(sheet, rows, widths)
-    progress = WriteOnlyCell(sheet, value=f'="記入の済んだ行：" & {done} & " ／ {count}行"')
-    progress.style = "section"
-    sheet.append([None, progress])
 
 
 def _progress_column(columns: Sequence[columns_lib.Column]) -> int:
@@ -182,8 +183,8 @@ def _criteria(book, mode: str) -> None:
     looks.fill(sheet, rows, widths)
 
 
-def _rating(book, layout: _Layout, rows: Sequence[study_lib.Row]) -> Iterator[study_lib.Row]:
-    """Write the sheet to fill in; yields the rows with a text that cannot be seen in full."""
+def _rating(book, layout: _Layout, rows: Sequence[study_lib.Row], long: Mapping[str, int]) -> None:
+    """The sheet to fill in. long: id of a row → row of the sheet that has its texts in full."""
     sheet = book.create_sheet(columns_lib.SHEET)
     columns = layout.columns
     looks.prepare(sheet, [layout.width(column) for column in columns], landscape=True)
@@ -192,21 +193,22 @@ def _rating(book, layout: _Layout, rows: Sequence[study_lib.Row]) -> Iterator[st
     for number, column in enumerate(columns, 1):
         if column.kind == "hidden":
             sheet.column_dimensions[get_column_letter(number)].hidden = True
-    last = FIRST - 1 + len(rows)
     _heading(sheet, columns)
-    _entries(sheet, columns, last, layout.most)
+    _entries(sheet, columns, FIRST - 1 + len(rows), layout.most)
     for number, row in enumerate(rows, FIRST):
         texts = layout.texts(row)
-        held = [(texts[c.key], layout.width(c)) for c in columns if c.key in texts]
-        sheet.row_dimensions[number].height = looks.height(held)
+        sheet.row_dimensions[number].height = looks.height(
+            [(texts[c.key], layout.width(c)) for c in columns if c.key in texts]
+        )
         fixed: dict[str, object] = texts | {
             "number": row.number,
             columns_lib.ROW_ID: row.id,
             columns_lib.CHECK: study_lib.row_digest(layout.items, row),
         }
-        sheet.append([looks.cell(sheet, fixed.get(c.key), _style_of(c)) for c in columns])
-        if any(looks.lines_of(text, width) > looks.TALLEST for text, width in held):
-            yield row
+        made = [looks.cell(sheet, fixed.get(c.key), _style_of(c)) for c in columns]
+        if row.id in long:
+            made[0] = looks.link(sheet, row.number, "link", f"{LONG}!A{long[row.id]}")
+        sheet.append(made)
 
 
 def _style_of(column: columns_lib.Column) -> str:
@@ -215,7 +217,6 @@ def _style_of(column: columns_lib.Column) -> str:
 
 def _heading(sheet, columns: Sequence[columns_lib.Column]) -> None:
     """Two lines; columns of one axis share the upper cell, others are as high as both."""
-    start = 0
     for index, column in enumerate(columns):
         if not column.lower:
             sheet.merged_cells.add(
@@ -230,6 +231,7 @@ def _heading(sheet, columns: Sequence[columns_lib.Column]) -> None:
         n == 0 or not c.lower or columns[n - 1].upper != c.upper for n, c in enumerate(columns)
     ]
     upper = [c.upper if first else None for c, first in zip(columns, firsts)]
+    sheet.row_dimensions[1].height = sheet.row_dimensions[2].height = 22
     sheet.append([looks.cell(sheet, text, "heading") for text in upper])
     sheet.append([looks.cell(sheet, column.lower or None, "heading") for column in columns])
 
@@ -268,23 +270,36 @@ def _entries(sheet, columns: Sequence[columns_lib.Column], last: int, most: int)
         sheet.data_validations.append(check)
 
 
-def _long_texts(book, layout: _Layout, rows: Sequence[study_lib.Row]) -> None:
+class _Long:
     """Texts that do not fit into the tallest row, cut into pieces that do, one below the other."""
-    sheet = book.create_sheet("長文")
-    shown = [c for c in layout.columns if c.kind == "text" and c.key != "aid"]
-    width = _ANSWER_WIDTHS[-1] if layout.most == 2 else _ANSWER_WIDTHS[2]
-    looks.prepare(sheet, [6, *[width] * len(shown)], landscape=True)
-    sheet.freeze_panes = "B2"
-    sheet.append([looks.cell(sheet, c, "heading") for c in ("番号", *(c.upper for c in shown))])
-    count = 1
-    for row in rows:
-        texts = layout.texts(row)
-        parts = [looks.pieces(texts.get(column.key, ""), width) for column in shown]
-        for number in range(max(map(len, parts))):
-            texts_here = [part[number] if number < len(part) else None for part in parts]
-            count += 1
-            sheet.row_dimensions[count].height = looks.height(
-                [(text, width) for text in texts_here]
-            )
-            line = [looks.cell(sheet, row.number if number == 0 else None, "number")]
-            sheet.append(line + [looks.cell(sheet, text, "text") for text in texts_here])
+
+    def __init__(self, layout: _Layout, rows: Sequence[study_lib.Row]):
+        self._columns = [c for c in layout.columns if c.kind == "text"]
+        self._rows: list[tuple[study_lib.Row, list[list[str]]]] = []
+        self.begins: dict[str, int] = {}  # id of a row → its first row here
+        following = 2
+        for row in rows:
+            texts = layout.texts(row)
+            here = [(texts.get(column.key, ""), layout.width(column)) for column in self._columns]
+            if all(looks.lines_of(text, width) <= looks.TALLEST for text, width in here):
+                continue
+            parts = [looks.pieces(text, _LONG_WIDTH) for text, _ in here]
+            self.begins[row.id] = following
+            following += max(map(len, parts))
+            self._rows.append((row, parts))
+
+    def write(self, book) -> None:
+        sheet = book.create_sheet(LONG)
+        looks.prepare(sheet, [6, *[_LONG_WIDTH] * len(self._columns)], landscape=True)
+        sheet.freeze_panes = "B2"
+        names = ["番号", *(column.upper for column in self._columns)]
+        sheet.append([looks.cell(sheet, name, "heading") for name in names])
+        for row, parts in self._rows:
+            place = f"{columns_lib.SHEET}!A{FIRST - 1 + row.number}"
+            for n in range(max(map(len, parts))):
+                here = [part[n] if n < len(part) else None for part in parts]
+                high = looks.height([(text, _LONG_WIDTH) for text in here])
+                sheet.row_dimensions[self.begins[row.id] + n].height = high
+                first = looks.link(sheet, row.number, "link", place) if n == 0 else None
+                line = [first or looks.cell(sheet, None, "number")]
+                sheet.append(line + [looks.cell(sheet, text, "text") for text in here])

@@ -14,6 +14,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 from jinstr import errors
@@ -39,7 +40,7 @@ class Item:
     @property
     def turns(self) -> int:
         """How many turns of the prompt were answered."""
-        return max(map(len, self.answers.values()))
+        return max(map(len, self.answers.values()), default=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,11 +97,16 @@ def prompt_fields(item: Item) -> dict:
 
 
 def answer_text(item: Item, model: str) -> str:
-    """A model's answer as a sheet shows it."""
-    texts = item.answers[model]
+    """A model's answer as a sheet shows it: without empty lines around it, which would tell models apart."""
+    texts = [_trimmed(text) or "（回答なし）" for text in item.answers[model]]
     if len(texts) == 1:
         return texts[0]
     return "\n\n".join(f"【回答{n}】\n{text}" for n, text in enumerate(texts, 1))
+
+
+def _trimmed(text: str) -> str:
+    """The text without empty lines in front and white space at its end; an indent (U+3000) stays."""
+    return re.sub(r"\A(?:[^\S\n]*\n)+", "", cells.lines(text)).rstrip()
 
 
 def aid_text(item: Item) -> str:
