@@ -300,3 +300,36 @@ def test_a_study_brings_its_people(answers, server, tmp_path, capsys):
     assert "agreement with people 40.0% of 5 looks" in capsys.readouterr().out
     with pytest.raises(errors.DataError):
         judgements.read(answers)
+
+
+def test_real_judgements_through_a_server(shared_data, tmp_path, server, capsys):
+    """GPT-4's texts, given as a server would give them, to ja-vicuna-qa's own prompts and questions."""
+    rows = lines(shared_data / "judge/ja_vicuna_pairwise_calm2_vs_davinci003.jsonl")
+    for number in (1, 2):
+        answered = [
+            {"question_id": r["question_id"], "output": r[f"answer_{number}"]} for r in rows
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in answered)
+        (tmp_path / f"{number}.jsonl").write_text(text, "utf-8")
+    shown = re.compile(
+        r"\[ユーザーの質問\]\n(.*)\n\n\[アシスタントAの答えの始まり\]\n(.*)\n\[アシスタントAの",
+        re.DOTALL,
+    )
+    by_question = {row["question"]: row for row in rows}
+
+    def answer(messages):
+        question, first = shown.search(messages[-1]["content"]).groups()
+        row = by_question[question]
+        return row["g1_judgment"] if first == row["answer_1"] else row["g2_judgment"]
+
+    server.answer = answer
+    words = [
+        f"ANSWERS=calm2={tmp_path}/1.jsonl,davinci003={tmp_path}/2.jsonl", "MODEL=gpt-4",
+        f"PROMPTS={shared_data}/eval/ja_vicuna_qa_questions.jsonl",
+        f"JUDGE_PROMPT={shared_data}/judge/ja_vicuna_judge_prompts.jsonl",
+    ]  # fmt: skip
+    assert judge(tmp_path / "answers", server, *words) == 0
+    assert len(server.requests) == 160 and summary(tmp_path / "x")["faults"] == {}
+    (row,) = summary(tmp_path / "x")["pairs"]
+    assert (row["first"], row["win_rate"], row["adjusted"]) == ("calm2", 0.7000, 0.7750)
+    assert "win rate 70.0%, with half of the ties 77.5%" in capsys.readouterr().out
