@@ -73,7 +73,7 @@ def table(judged: Sequence[judgements.Judgement]) -> list[dict]:
 def agreement(
     judge: Sequence[judgements.Judgement], people: Sequence[judgements.Judgement]
 ) -> dict:
-    """A judge beside people on the pairs that both looked at.
+    """One judge beside people on the pairs that both looked at.
 
     A judge's outcome is that of both orders (`of_pairs`); each first look of a person counts. Returns {"judge",
     "pairs", "looks", "agree" (looks with the same outcome, ties too), "share"; "decided" (looks where neither says

@@ -232,6 +232,8 @@ def labelled_objective(
 ) -> state_lib.Objective:
     """KTO (arXiv 2402.01306) on batches of `comparisons.with_others`: the mean over answers. frozen: as in `rewards`.
 
+    The reference point is that of the batch; where gradients are accumulated, each part has its own.
+
     Logged beside it: kl, the reference point; accuracy: share of answers whose reward lies on their label's side of it.
     """
 

@@ -119,6 +119,18 @@ def test_a_reward_model_of_adapters(place, world):
     model = reward_model.load(str(place / "adapted"))
     talk = [{"role": "user", "content": "海は？"}, {"role": "assistant", "content": "青いです。"}]
     assert np.isfinite(reward_model.score(model, [talk])).all()
+    # For others it is one model: the base with the adapters added to it.
+    out = place / "adapted_exported"
+    assert run.main(["convert", f"MODEL={place}/adapted", f"OUT={out}", "DTYPE=float32"]) == 0
+    tensors = safetensors.numpy.load_file(out / "model.safetensors")
+    wanted = np.asarray(model.params["blocks"]["attention"]["query"]["kernel"])
+    name = "model.layers.1.self_attn.q_proj.weight"
+    np.testing.assert_allclose(tensors[name], wanted[1].T, atol=1e-6)
+    base = np.asarray(
+        serving.load_run(place / "base").params["blocks"]["attention"]["query"]["kernel"]
+    )
+    assert np.abs(tensors[name] - base[1].T).max() > 1e-4  # negative control
+    assert not any("lora" in name for name in tensors)
 
 
 def test_scores_of_a_file(place, world, reward, capsys):
