@@ -14,6 +14,9 @@ FILES = {  # benchmark → (official file, examples)
     "jsquad": ("jsquad_valid.json", 4442),
     "mgsm_ja": ("mgsm_ja.tsv", 250),
     "jmmlu": ("jmmlu_japanese_history.csv", 150),
+    "jsts": ("jsts_valid.json", 1457),
+    "jaquad": ("../sft/jaquad_train_000*.json", 4057),
+    "pfgen": ("pfgen_questions.jsonl", 50),
 }
 
 
@@ -27,7 +30,8 @@ def test_official_files_are_read_whole(shared_data, name):
     assert len({template.name for template in benchmark.templates}) == len(benchmark.templates)
     for template in benchmark.templates:
         asked = benchmark_lib.ask(template, examples[0], examples[1:3])
-        text = examples[0].fields.get("question") or examples[0].fields["hypothesis"]
+        last = list(examples[0].fields.values())[-1]
+        text = examples[0].fields.get("question", last)
         assert text in asked.plain and text in asked.messages[-1]["content"]
         assert len(asked.messages) == 5 and asked.messages[-1]["role"] == "user"
         assert len(asked.candidates) == len(examples[0].choices)
@@ -130,6 +134,112 @@ def test_bad_labels_of_sentence_pairs(tmp_path):
         read(tmp_path, "jnli", row)
     with pytest.raises(errors.DataError, match="a.jsonl:1: label is 1, not one of entailment"):
         read(tmp_path, "jnli", row | {"label": 1})
+
+
+@pytest.mark.parametrize("label", [True, "2.0", 5.5, None, float("nan")])
+def test_bad_similarities(tmp_path, label):
+    row = {"sentence_pair_id": "0", "sentence1": "雨だ。", "sentence2": "晴れだ。"}
+    assert read(tmp_path, "jsts", row | {"label": 2})[0].targets == ("2.0",)
+    with pytest.raises(errors.DataError, match="a.jsonl:1: label is .*, not a number from 0 to 5"):
+        read(tmp_path, "jsts", row | {"label": label})
+
+
+def test_jemhopqa(tmp_path):
+    row = {"qid": "a", "type": "comparison", "question": "どちらが先？", "answer": "YES"}
+    row |= {"derivations": [["甲", "年", ["1900"]]], "page_ids": ["1"], "time_dependent": False}
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps([row, row | {"qid": "b", "type": "compositional"}]), "utf-8")
+    first, second = benchmarks.find("jemhopqa").read(str(path))
+    assert (first.targets, first.group, second.group) == (("YES",), "comparison", "compositional")
+    path.write_text(json.dumps([row, row | {"qid": "b", "answer": ""}]), "utf-8")
+    with pytest.raises(errors.DataError, match="dev.json, item 2: answer is '', not text"):
+        benchmarks.find("jemhopqa").read(str(path))
+
+
+XML = """<?xml version='1.0' encoding="UTF-8"?>
+<questions>
+<question id="A-1"><text>県は？</text><answers><answer>愛知県</answer><answer>岐阜県</answer></answers></question>
+<question id="A-2"><text>誰？</text><answers><answer>-</answer></answers><meta><B1>誰</B1></meta></question>
+</questions>
+"""
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("<answer>-</answer>", "", r"question 2 \(A-2\): no answers"),
+        ("<answer>-</answer>", "<answer></answer>", r"question 2 \(A-2\): an answer is empty"),
+        ("<text>誰？</text>", "", r"question 2 \(A-2\): no text"),
+        ("A-2", "A-1", r"question 2 \(A-1\): the id A-1 stands at .*question 1"),
+        (' id="A-2"', "", r"question 2 \(no id\): id is None"),
+        ("</questions>", "", "not XML"),
+        ("<questions>", '<!DOCTYPE q [<!ENTITY a "x">]><questions>', "defines entities"),
+    ],
+)
+def test_niilc(tmp_path, old, new, message):
+    path = tmp_path / "niilc.xml"
+    path.write_text(XML, "utf-8")
+    first, second = benchmarks.find("niilc").read(str(path))
+    assert (first.targets, second.targets) == (("愛知県,岐阜県",), ("-",))
+    assert first.id == "A-1" and first.fields["question"] == "県は？"
+    path.write_text(XML.replace(old, new), "utf-8")
+    with pytest.raises(errors.DataError, match=f"niilc.xml.*{message}"):
+        benchmarks.find("niilc").read(str(path))
+
+
+def test_files_of_ones_own(tmp_path):
+    rows = [
+        {"input": "首都は？", "target": "東京"},
+        {"input": "色は？", "targets": ["赤", "青"], "group": "色"},
+    ]
+    first, second = read(tmp_path, "written", *rows)
+    assert (first.id, first.targets) == ("a.jsonl:1", ("東京",))
+    assert (second.targets, second.group) == (("赤", "青"), "色")
+    rows = [
+        {"id": 7, "input": "首都は？", "choices": ["大阪", "東京"], "target": "東京"},
+        {"id": 8, "input": "首都は？", "choices": ["大阪", "東京"], "label": 0},
+    ]
+    first, second = read(tmp_path, "choices", *rows)
+    assert (first.id, first.right, second.targets) == ("7", 1, ("大阪",))
+    asked = benchmark_lib.ask(benchmarks.find("choices").templates[0], first)
+    assert (
+        asked.plain.endswith("質問：首都は？\n選択肢：0.大阪,1.東京\n回答：")
+        and asked.answer == "1"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, row, message",
+    [
+        ("written", {"input": "問"}, r"one of target and targets must be there \(fields: input\)"),
+        ("written", {"input": "問", "target": "", "id": 1}, "target has '', which is not text"),
+        ("written", {"input": "問", "targets": []}, r"targets is \[\], neither text nor a list"),
+        ("written", {"input": "問", "target": 3}, "target is 3, neither text nor"),
+        ("written", {"input": "問", "target": "答", "choices": ["答", "問"]}, "it has choices"),
+        ("written", {"question": "問", "target": "答"}, "no field input"),
+        ("choices", {"input": "問", "target": "答"}, "no field choices"),
+        ("choices", {"input": "問", "target": "答", "choices": ["答"]}, "one choice is none"),
+        (
+            "choices",
+            {"input": "問", "target": "三", "choices": ["一", "二"]},
+            "the target '三' is 0 of the choices",
+        ),
+        (
+            "choices",
+            {"input": "問", "target": "一", "choices": ["一", "一"]},
+            "the target '一' is 2 of the choices",
+        ),
+        (
+            "choices",
+            {"input": "問", "label": True, "choices": ["一", "二"]},
+            "label is True, not a whole",
+        ),
+        ("choices", {"input": "問", "choices": ["一", "二"]}, "one of label and target"),
+    ],
+)
+def test_bad_rows_of_ones_own(tmp_path, name, row, message):
+    with pytest.raises(errors.DataError, match=f"a.jsonl:1: {message}"):
+        read(tmp_path, name, row)
 
 
 @pytest.mark.parametrize("name", benchmarks.BENCHMARKS)

@@ -71,6 +71,8 @@ class Benchmark:
     chooses: bool  # by likelihood among the candidates; else the answer is written
     metrics: tuple[Metric, ...]  # of (targets of every example, predictions)
     main: str  # the metric that tables show first
+    # Metrics that need more of the file than its targets, given its path (benchmarks.load puts them first).
+    metrics_of: Callable[[str], tuple[Metric, ...]] | None = None
     read_answer: Callable[[str], str] = str.strip  # written text → prediction
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ("\n\n",)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from jinstr import errors, settings
-from jinstr.data.eval_tasks import benchmark, metrics, official_files, reading, templates
+from jinstr.data.eval_tasks import (
+    benchmark,
+    metrics,
+    official_files,
+    own_files,
+    pfgen,
+    reading,
+    templates,
+)
 
 _JGLUE = "JGLUE 1.1 (Kurihara et al., LREC 2022), https://github.com/yahoojapan/JGLUE"
 _CLASSES = (metrics.accuracy, metrics.balanced_accuracy, metrics.macro_f1, metrics.mcc)
-_SPANS = (metrics.char_f1_llm_jp_eval, metrics.exact_match, metrics.multiset_char_f1)
+_LIKENESS = (metrics.multiset_char_f1, metrics.rouge_l_characters)
+_SPANS = (metrics.char_f1_llm_jp_eval, metrics.exact_match, *_LIKENESS)
+
+_HARNESS = (metrics.exact_match_jsquad_harness, metrics.char_f1_jsquad_harness)
 
 _ALL = (
     benchmark.Benchmark(
@@ -46,7 +58,7 @@ _ALL = (
         read=official_files.squad,
         templates=templates.JSQUAD,
         chooses=False,
-        metrics=_SPANS,
+        metrics=(*_SPANS, *_HARNESS),
         main="char_f1_llm_jp_eval",
         read_answer=reading.first_paragraph,
         max_new_tokens=25,
@@ -80,6 +92,97 @@ _ALL = (
         source="JMMLU, https://github.com/nlp-waseda/JMMLU",
         licence="CC-BY-SA-4.0 (three subjects CC-BY-NC-ND-4.0)",
     ),
+    benchmark.Benchmark(
+        name="jsts",
+        version="1",
+        read=official_files.by_rows(official_files.jsts),
+        templates=templates.JSTS,
+        chooses=False,
+        metrics=(metrics.pearson, metrics.spearman),
+        main="pearson",
+        read_answer=reading.similarity_llm_jp_eval,
+        max_new_tokens=8,
+        stop=("\n",),
+        source=_JGLUE,
+        licence="CC-BY-SA-4.0",
+    ),
+    benchmark.Benchmark(
+        name="jemhopqa",
+        version="1",
+        read=official_files.by_rows(official_files.jemhopqa),
+        templates=templates.JEMHOPQA,
+        chooses=False,
+        metrics=_SPANS,
+        main="char_f1_llm_jp_eval",
+        read_answer=reading.first_paragraph,
+        max_new_tokens=15,
+        source="JEMHopQA (Ishii et al. 2023), https://github.com/aiishii/JEMHopQA",
+        licence="CC-BY-SA-4.0",
+    ),
+    benchmark.Benchmark(
+        name="niilc",
+        version="1",
+        read=official_files.niilc,
+        templates=templates.NIILC,
+        chooses=False,
+        metrics=_SPANS,
+        main="char_f1_llm_jp_eval",
+        read_answer=reading.first_paragraph,
+        max_new_tokens=180,
+        source="NIILC-ECQA2015, https://github.com/mynlp/niilc-qa",
+        licence="CC-BY-SA-4.0",
+    ),
+    benchmark.Benchmark(
+        name="jaquad",
+        version="1",
+        read=official_files.squad,
+        templates=templates.JSQUAD,
+        chooses=False,
+        metrics=_SPANS,
+        main="char_f1_llm_jp_eval",
+        read_answer=reading.first_paragraph,
+        max_new_tokens=40,
+        source="JaQuAD (So et al. 2022, arXiv:2202.01764), https://github.com/SkelterLabsInc/JaQuAD",
+        licence="CC-BY-SA-3.0",
+    ),
+    benchmark.Benchmark(
+        name="pfgen",
+        version="1",
+        read=pfgen.read,
+        templates=templates.PFGEN,
+        chooses=False,
+        metrics=(metrics.rouge_l_characters, metrics.multiset_char_f1),
+        main="rouge_l_characters",
+        metrics_of=pfgen.metrics_of,
+        max_new_tokens=300,
+        stop=("Q:", "\n\n"),
+        source="pfgen-bench, https://github.com/pfnet-research/pfgen-bench",
+        licence="Apache-2.0",
+    ),
+    benchmark.Benchmark(
+        name="written",
+        version="1",
+        read=official_files.by_rows(own_files.written),
+        templates=templates.OWN,
+        chooses=False,
+        metrics=(metrics.exact_match, metrics.char_f1_llm_jp_eval, *_LIKENESS),
+        main="exact_match",
+        read_answer=reading.first_paragraph,
+        source="a file of input and target",
+    ),
+    benchmark.Benchmark(
+        name="choices",
+        version="1",
+        read=official_files.by_rows(own_files.choices),
+        templates=templates.OWN_CHOICES,
+        chooses=True,
+        metrics=_CLASSES,
+        main="accuracy",
+        read_answer=reading.first_paragraph,
+        max_new_tokens=32,
+        stop=("\n",),
+        source="a file of input, choices and target",
+    ),
 )
 BENCHMARKS: Mapping[str, benchmark.Benchmark] = {found.name: found for found in _ALL}
 
@@ -92,3 +195,17 @@ def find(name: str) -> benchmark.Benchmark:
             f"no benchmark {name}{settings.did_you_mean(name, BENCHMARKS)}; known: {', '.join(BENCHMARKS)}",
         )
     return BENCHMARKS[name]
+
+
+def load(name: str, path: str) -> tuple[benchmark.Benchmark, tuple[benchmark.Example, ...]]:
+    """The benchmark of this name and its examples at a path, with the metrics that the file itself makes possible.
+
+    pfgen against a folder of official questions gets its three official scores, and their mean as the main one.
+    Errors: ConfigError for the name, DataError for the file.
+    """
+    found = find(name)
+    examples = found.read(path)
+    more = found.metrics_of(path) if found.metrics_of else ()
+    if more:
+        found = dataclasses.replace(found, metrics=(*more, *found.metrics), main=found.name)
+    return found, examples

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jinstr.data.eval_tasks import reading
+from jinstr.data.eval_tasks import harness_text, reading
 
 Targets = Sequence[tuple[str, ...]]
 Predictions = Sequence[str]
@@ -51,18 +51,22 @@ def _exact_match(targets: tuple[str, ...], prediction: str) -> float:
     return float(nfkc(prediction).strip() in [nfkc(target).strip() for target in targets])
 
 
+_LATIN_1 = dict.fromkeys(range(0x80, 0x100))
+
+
 def _sorted_words(text: str) -> str:
-    """fuzzywuzzy's full_process and sorting: signs to spaces, lower case, words in order. Letters of Japanese stay."""
-    words = re.sub(r"(?ui)\W", " ", text).lower().strip().split()
-    return " ".join(sorted(words)).strip()
+    """fuzzywuzzy's processing: U+0080–U+00FF (é, °, ×) fall away, signs become spaces; lower case, words in order."""
+    words = re.sub(r"\W", " ", text.translate(_LATIN_1)).lower().split()
+    return " ".join(sorted(words))
 
 
 def _char_f1_llm_jp_eval(targets: tuple[str, ...], prediction: str) -> float:
     """fuzzywuzzy.fuzz.token_sort_ratio / 100 against the first target: what llm-jp-eval calls char_f1.
 
     It is no F1: whole per cent of difflib's ratio, so 富士山 against 富士山です is .75. After NFKC; punctuation and
-    brackets are spaces, order of words and case do not count, kanji numerals are letters. Source: llm-jp-eval 1.x
-    metrics; fuzzywuzzy 0.18 with difflib (its optional C module and rapidfuzz give other figures).
+    brackets are spaces, é and ° are nothing, order of words and case do not count, kanji numerals are letters.
+    Source: llm-jp-eval 1.x metrics; fuzzywuzzy 0.18 with difflib (its optional C module and rapidfuzz give other
+    figures).
     """
     gold, text = _sorted_words(nfkc(targets[0])), _sorted_words(nfkc(prediction))
     if not gold or not text:
@@ -135,6 +139,107 @@ def mcc(targets: Targets, predictions: Predictions) -> dict[str, float]:
     return {"mcc": shared / spread**0.5 if spread else 0.0}
 
 
-def _numbers(targets: Targets, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    read = [float(reading.similarity_llm_jp_eval(text)) for text in predictions]
-    return np.array([float(target[0]) for target in targets]), np.array(read)
+def _number(text: str) -> float:
+    """A prediction that was read (reading.similarity_llm_jp_eval); anything else has no number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = np.nan
+    return number if np.isfinite(number) else float(reading.NO_SIMILARITY)
+
+
+def _correlation(name: str, targets: Targets, predictions: Predictions) -> float:
+    # Lazily, because scipy.stats takes a second; jax brings it anyway.
+    from scipy import stats
+
+    golds = [float(target[0]) for target in targets]
+    texts = [_number(text) for text in predictions]
+    if len(golds) < 2 or len(set(golds)) == 1 or len(set(texts)) == 1:
+        return 0.0
+    value = getattr(stats, name)(golds, texts)[0]
+    return 0.0 if np.isnan(value) else float(value)
+
+
+def pearson(targets: Targets, predictions: Predictions) -> dict[str, float]:
+    """Pearson's r as in llm-jp-eval: texts without a number are -2.0, and where one side is constant it is 0.
+
+    Predictions went through reading.similarity_llm_jp_eval, which says what of NFKC, widths and kanji.
+    """
+    return {"pearson": _correlation("pearsonr", targets, predictions)}
+
+
+def spearman(targets: Targets, predictions: Predictions) -> dict[str, float]:
+    """Spearman's rank correlation, read and with the same exceptions as `pearson`."""
+    return {"spearman": _correlation("spearmanr", targets, predictions)}
+
+
+def _set_f1_llm_jp_eval(targets: tuple[str, ...], prediction: str) -> float:
+    """F1 of lines as llm-jp-eval's set_f1, against the first target; after NFKC, spaces at the ends of lines fall away.
+
+    Lines of the prediction count once, lines of the target as often as they stand there.
+    """
+    wanted = [line.strip() for line in nfkc(targets[0]).split("\n")]
+    found = {line.strip() for line in nfkc(prediction).split("\n")}
+    hits = sum(line in wanted for line in found)
+    precision, recall = hits / len(found), hits / len(wanted)
+    return 2 * precision * recall / (precision + recall) if hits else 0.0
+
+
+def _longest_common(first: str, second: str) -> int:
+    """Length of the longest common subsequence, by bit rows (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for number, sign in enumerate(first):
+        places[sign] = places.get(sign, 0) | 1 << number
+    whole = (1 << len(first)) - 1
+    row = whole
+    for sign in second:
+        hits = row & places.get(sign, 0)
+        row = (row + hits | row - hits) & whole
+    return len(first) - row.bit_count()
+
+
+def _rouge_l_characters(targets: tuple[str, ...], prediction: str) -> float:
+    """F1 of the longest common subsequence of characters (Lin 2004, beta 1), spaces left out; the best target counts.
+
+    After NFKC and in lower case; brackets, punctuation and kanji numerals are characters like others. It equals
+    rouge-score's rougeL with a tokenizer that gives characters.
+    """
+    text = "".join(nfkc(prediction).lower().split())
+    best = 0.0
+    for target in targets:
+        gold = "".join(nfkc(target).lower().split())
+        if gold and text:
+            best = max(best, 2 * _longest_common(gold, text) / (len(gold) + len(text)))
+    return best
+
+
+def _exact_match_jsquad_harness(targets: tuple[str, ...], prediction: str) -> float:
+    """Exact match of JSQuAD in the JP LM evaluation harness (jp-stable, jasquad/evaluate.py); any target counts.
+
+    Without emoji and as neologdn writes texts, instead of NFKC: full-width letters, digits and signs are half-width,
+    tildes and most spaces are nothing, ① and kanji numerals stay; case, brackets and punctuation count. (The harness
+    also cuts what is written to as many tokens as the longest target has; that is a setting of generation.)
+    """
+    text = harness_text.normalised(prediction)
+    return float(any(text == harness_text.normalised(target) for target in targets))
+
+
+def _char_f1_jsquad_harness(targets: tuple[str, ...], prediction: str) -> float:
+    """F1 of JSQuAD in the JP LM evaluation harness with characters for MeCab's words; the best target counts.
+
+    Normalised as for exact match above, then without punctuation and spaces. The harness's own figure needs MeCab and
+    a dictionary of its version, so this one is not comparable with it; JGLUE's paper too reports F1 of characters.
+    """
+    text = collections.Counter(harness_text.without_signs(prediction))
+    best = 0.0
+    for target in targets:
+        gold = collections.Counter(harness_text.without_signs(target))
+        if (same := (gold & text).total()) > 0:
+            best = max(best, 2 * same / (gold.total() + text.total()))
+    return best
+
+
+exact_match_jsquad_harness = Mean("exact_match_jsquad_harness", _exact_match_jsquad_harness)
+char_f1_jsquad_harness = Mean("char_f1_jsquad_harness", _char_f1_jsquad_harness)
+set_f1_llm_jp_eval = Mean("set_f1_llm_jp_eval", _set_f1_llm_jp_eval)
+rouge_l_characters = Mean("rouge_l_characters", _rouge_l_characters)

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import pathlib
+import xml.etree.ElementTree
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from jinstr import errors
@@ -19,17 +20,17 @@ NLI = ("entailment", "contradiction", "neutral")
 LETTERS = "ABCDEFGHIJ"
 
 
-def _bad(where: str, why: str) -> errors.DataError:
+def bad(where: str, why: str) -> errors.DataError:
     return errors.DataError("JI-EVAL-012", f"{where}: {why}; correct the row or take it out")
 
 
 def text_of(row: Mapping, name: str, where: str) -> str:
     """A field that must hold text."""
     if name not in row:
-        raise _bad(where, f"no field {name} (fields: {', '.join(map(str, row)) or 'none'})")
+        raise bad(where, f"no field {name} (fields: {', '.join(map(str, row)) or 'none'})")
     value = row[name]
     if not isinstance(value, str) or not value.strip():
-        raise _bad(where, f"{name} is {value!r}, not text")
+        raise bad(where, f"{name} is {value!r}, not text")
     return value
 
 
@@ -37,17 +38,17 @@ def id_of(row: Mapping, name: str, where: str) -> str:
     """A field that must hold a name or a number of the row."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise _bad(where, f"{name} is {value!r}, not a name or whole number")
+        raise bad(where, f"{name} is {value!r}, not a name or whole number")
     return str(value)
 
 
 def number_of(row: Mapping, name: str, where: str, count: int) -> int:
     """A field that must hold a whole number from 0 to count - 1; true and 1.0 are none."""
     if name not in row:
-        raise _bad(where, f"no field {name}: test sets without answers cannot be scored")
+        raise bad(where, f"no field {name}: test sets without answers cannot be scored")
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise _bad(where, f"{name} is {value!r}, not a whole number from 0 to {count - 1}")
+        raise bad(where, f"{name} is {value!r}, not a whole number from 0 to {count - 1}")
     return value
 
 
@@ -56,7 +57,7 @@ def rows(path: str) -> Iterator[tuple[str, dict]]:
     for file in readers.files_of(path):
         for where, row in readers.rows(file):
             if isinstance(row, bad_rows.BadRow):
-                raise _bad(where, str(row))
+                raise bad(where, str(row))
             yield where, row
 
 
@@ -66,7 +67,7 @@ def collect(path: str, found: Iterable[tuple[str, benchmark.Example]]) -> tuple:
     examples = []
     for where, example in found:
         if example.id in places:
-            raise _bad(where, f"the id {example.id} stands at {places[example.id]} too")
+            raise bad(where, f"the id {example.id} stands at {places[example.id]} too")
         places[example.id] = where
         examples.append(example)
     if not examples:
@@ -100,7 +101,7 @@ def jnli(where: str, row: dict) -> benchmark.Example:
     """JGLUE: sentence_pair_id, sentence1, sentence2, label (entailment, contradiction, neutral)."""
     label = row.get("label")
     if label not in NLI:
-        raise _bad(where, f"label is {label!r}, not one of {', '.join(NLI)}")
+        raise bad(where, f"label is {label!r}, not one of {', '.join(NLI)}")
     return benchmark.Example(
         id=id_of(row, "sentence_pair_id", where),
         fields={
@@ -116,11 +117,11 @@ def jnli(where: str, row: dict) -> benchmark.Example:
 def _squad_answers(qa: Mapping, where: str) -> tuple[str, ...]:
     answers = qa.get("answers")
     if not isinstance(answers, list) or not answers:
-        raise _bad(where, "no answers" if answers in (None, []) else f"answers is {answers!r}")
+        raise bad(where, "no answers" if answers in (None, []) else f"answers is {answers!r}")
     texts = []
     for number, answer in enumerate(answers):
         if not isinstance(answer, dict):
-            raise _bad(f"{where}.answers[{number}]", f"{answer!r} has no fields")
+            raise bad(f"{where}.answers[{number}]", f"{answer!r} has no fields")
         texts.append(text_of(answer, "text", f"{where}.answers[{number}]"))
     return tuple(dict.fromkeys(texts))
 
@@ -129,10 +130,10 @@ def _items(value, name: str, where: str) -> list[tuple[str, dict]]:
     """(where, item) of a list of objects in a field."""
     found = value.get(name)
     if not isinstance(found, list):
-        raise _bad(where, f"{name} is {type(found).__name__}, not a list")
+        raise bad(where, f"{name} is {type(found).__name__}, not a list")
     for number, item in enumerate(found):
         if not isinstance(item, dict):
-            raise _bad(f"{where}.{name}[{number}]", f"{item!r} has no fields")
+            raise bad(f"{where}.{name}[{number}]", f"{item!r} has no fields")
     return [(f"{where}.{name}[{number}]", item) for number, item in enumerate(found)]
 
 
@@ -142,7 +143,7 @@ def _squad(file: pathlib.Path) -> Iterator[tuple[str, benchmark.Example]]:
     except (ValueError, RecursionError) as error:
         raise errors.DataError("JI-EVAL-014", f"{file}: not JSON ({error})") from None
     if not isinstance(whole, dict):
-        raise _bad(f"{file}: $", f"a {type(whole).__name__}, not an object with data")
+        raise bad(f"{file}: $", f"a {type(whole).__name__}, not an object with data")
     for at_article, article in _items(whole, "data", f"{file}: $"):
         title = text_of(article, "title", at_article)
         for at_paragraph, paragraph in _items(article, "paragraphs", at_article):
@@ -179,10 +180,10 @@ def _cells(path: str, delimiter: str, quoting: int, count: int):
                     continue
                 where = f"{file}:{lines.line_num}"
                 if len(cells) != count:
-                    raise _bad(where, f"{len(cells)} cells, not {count}")
+                    raise bad(where, f"{len(cells)} cells, not {count}")
                 yield file, lines.line_num, where, [cell.strip() for cell in cells]
         except csv.Error as error:
-            raise _bad(f"{file}:{lines.line_num}", str(error)) from None
+            raise bad(f"{file}:{lines.line_num}", str(error)) from None
 
 
 def jmmlu(path: str) -> tuple[benchmark.Example, ...]:
@@ -192,9 +193,9 @@ def jmmlu(path: str) -> tuple[benchmark.Example, ...]:
         for file, line, where, cells in _cells(path, ",", csv.QUOTE_MINIMAL, 6):
             question, *choices, letter = cells
             if not question or "" in choices:
-                raise _bad(where, "a question or choice is empty")
+                raise bad(where, "a question or choice is empty")
             if letter not in tuple(LETTERS[:4]):
-                raise _bad(where, f"the answer is {letter!r}, not A, B, C or D")
+                raise bad(where, f"the answer is {letter!r}, not A, B, C or D")
             subject = file.stem.removeprefix("jmmlu_")
             right = LETTERS.index(letter)
             yield (
@@ -219,12 +220,74 @@ def mgsm(path: str) -> tuple[benchmark.Example, ...]:
         for _, line, where, (question, answer) in _cells(path, "\t", csv.QUOTE_NONE, 2):
             number = reading.last_number_harness(answer)
             if not question or number == reading.NO_NUMBER:
-                raise _bad(
+                raise bad(
                     where, f"the answer {answer!r} is no whole number" if question else "empty"
                 )
             yield (
                 where,
                 benchmark.Example(id=str(line), fields={"question": question}, targets=(number,)),
             )
+
+    return collect(path, found())
+
+
+def jsts(where: str, row: dict) -> benchmark.Example:
+    """JGLUE: sentence_pair_id, sentence1, sentence2, label (similarity from 0 to 5)."""
+    value = row.get("label")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 5:
+        raise bad(where, f"label is {value!r}, not a number from 0 to 5")
+    return benchmark.Example(
+        id=id_of(row, "sentence_pair_id", where),
+        fields={
+            "sentence1": text_of(row, "sentence1", where),
+            "sentence2": text_of(row, "sentence2", where),
+        },
+        targets=(str(float(value)),),
+    )
+
+
+def jemhopqa(where: str, row: dict) -> benchmark.Example:
+    """JEMHopQA: qid, type (comparison, compositional), question, answer (YES and NO where that is the question)."""
+    return benchmark.Example(
+        id=id_of(row, "qid", where),
+        fields={"question": text_of(row, "question", where)},
+        targets=(text_of(row, "answer", where),),
+        group=text_of(row, "type", where),
+    )
+
+
+def _xml(file: pathlib.Path) -> xml.etree.ElementTree.Element:
+    text = readers.decode(file.read_bytes(), file)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise errors.DataError("JI-EVAL-016", f"{file}: XML that defines entities is not read")
+    try:
+        # ElementTree refuses text that names an encoding.
+        return xml.etree.ElementTree.fromstring(text.encode("utf-8"))
+    except (xml.etree.ElementTree.ParseError, ValueError, LookupError) as error:
+        raise errors.DataError("JI-EVAL-017", f"{file}: not XML ({error})") from None
+
+
+def niilc(path: str) -> tuple[benchmark.Example, ...]:
+    """NIILC-QA: <question id> with <text> and <answers><answer>.
+
+    As in llm-jp-eval the target is all answers joined by ",". Where people found none the official answer is "-".
+    """
+
+    def found():
+        for file in readers.files_of(path):
+            for number, node in enumerate(_xml(file).iter("question"), 1):
+                where = f"{file}: question {number} ({node.get('id', 'no id')})"
+                answers = [(found.text or "").strip() for found in node.findall("answers/answer")]
+                if not answers or "" in answers:
+                    raise bad(where, "an answer is empty" if answers else "no answers")
+                question = (node.findtext("text") or "").strip()
+                if not question:
+                    raise bad(where, "no text")
+                id = id_of(node.attrib, "id", where)
+                targets = (",".join(answers),)
+                yield (
+                    where,
+                    benchmark.Example(id=id, fields={"question": question}, targets=targets),
+                )
 
     return collect(path, found())

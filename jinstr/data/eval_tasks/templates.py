@@ -128,3 +128,102 @@ MGSM = (
         question="{question}\n途中の計算を書き、「答えは」に続けて数を書いてください。",
     ),
 )
+JSTS = (
+    Template(
+        name="number",
+        instruction="二つの文の意味がどれだけ近いかを、0.0（まったく違う）から5.0（同じ）までの数だけで答えてください。",
+        question="文1：{sentence1}\n文2：{sentence2}",
+        lead="類似度：",
+    ),
+    Template(
+        name="brackets",
+        instruction="[文1]と[文2]の意味の近さを0から5までの数で書いてください。5が最も近く、小数も使えます。",
+        question="[文1]:{sentence1}\n[文2]:{sentence2}",
+        lead="[近さ]:",
+    ),
+    Template(
+        name="question",
+        question="「{sentence1}」と「{sentence2}」は、5点満点で何点くらい意味が似ていますか。"
+        "数字だけで答えてください。全く似ていなければ0点です。",
+        lead="点数：",
+    ),
+)
+JEMHOPQA = (
+    Template(
+        name="short",
+        instruction="質問に答えてください。書くのは答えだけです。はい・いいえで答える質問には、YESかNOと書いてください。",
+        question="質問：{question}",
+        lead="回答：",
+    ),
+    Template(
+        name="brackets",
+        instruction="[問題]の[答え]だけを書いてください。真偽を問う問題にはYESまたはNOと答えてください。",
+        question="[問題]:{question}",
+        lead="[答え]:",
+    ),
+    Template(
+        name="question",
+        question="{question}\n語句だけで、真偽の問いならYESかNOで答えてください。",
+        lead="答え：",
+    ),
+)
+NIILC = (
+    Template(
+        name="short",
+        instruction="質問の答えだけを書いてください。いくつもあるときは半角のコンマ（,）でつないでください。",
+        question="質問：{question}",
+        lead="回答：",
+    ),
+    Template(
+        name="brackets",
+        instruction="[問題]の[答え]を書いてください。複数の答えは,で区切ります。",
+        question="[問題]:{question}",
+        lead="[答え]:",
+    ),
+    Template(
+        name="question",
+        question="{question}\n答えの語句だけを、二つ以上あるなら「,」で並べて書いてください。",
+        lead="答え：",
+    ),
+)
+PFGEN = (
+    Template(
+        name="q_a",
+        instruction="例にならって、質問に100字くらいの文章で答えてください。",
+        question="Q: {question}",
+        lead="A: ",
+    ),
+    Template(
+        name="short",
+        instruction="次の質問に、100文字程度で簡潔に答えてください。",
+        question="質問：{question}",
+        lead="回答：",
+    ),
+    Template(
+        name="question",
+        question="{question}\n100字ほどで説明してください。",
+    ),
+)
+OWN = (
+    Template(name="as_it_is", question="{input}"),
+    Template(name="question", question="質問：{input}", lead="回答："),
+    Template(name="brackets", question="[問題]:{input}", lead="[答え]:"),
+)
+OWN_CHOICES = (
+    Template(
+        name="digits",
+        instruction="選択肢から答えを一つ選び、その番号だけを書いてください。",
+        question="質問：{input}\n選択肢：{choices}",
+        lead="回答：",
+        labels=tuple(str(number) for number in range(100)),
+    ),
+    Template(
+        name="bullets",
+        instruction="選択肢の中から、最も適切なものを一つ書いてください。",
+        question="質問：{input}\n選択肢：\n{choices}",
+        lead="回答：",
+        choice="- {text}",
+        between="\n",
+    ),
+    Template(name="as_it_is", question="{input}"),
+)
