@@ -79,8 +79,8 @@ STAGES = (
         (
             Command(
                 "compare",
-                "make | read sheets of blind comparisons",
-                "評価シートを作る・読み取る",
+                "people compare answers in sheets",
+                "人が評価シートで回答を比べる",
                 ("ACTION",),
             ),
             Command("judge", "verdicts on answers by a model", "モデルに回答を判定させる"),

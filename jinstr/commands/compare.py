@@ -1,4 +1,5 @@
-"""`jinstr compare make | read`: people compare answers in workbooks, blind; what they said comes back as judgements."""
+"""`jinstr compare make | read | export`: people compare answers in workbooks, blind; what they say becomes judgements,
+and judgements become training data."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from jinstr.decode import requests
 from jinstr.evaluate import candidates
 from jinstr.human import design as design_lib
 from jinstr.human import judgements as judgements_lib
+from jinstr.human import preferences as preferences_lib
 from jinstr.human import sheet_foreign, sheet_reading, sheet_results, sheet_tables, sheets
 from jinstr.human import study as study_lib
 
-ACTIONS = ("make", "read")
+ACTIONS = ("make", "read", "export")
 
 
 def compare(
@@ -26,8 +28,10 @@ def compare(
     design: design_lib.DesignConfig,
     input: str,
     models: str,
+    preferences: preferences_lib.ExportConfig,
+    output: str,
 ) -> dict:
-    """make: workbooks for raters, and the key to them. read: what came back.
+    """make: workbooks for raters, and the key to them. read: what came back. export: rankings, pairs or labels of it.
 
     study: the folder of all files of a study (human/study.py says which). What each action uses is in compare.gin.
     """
@@ -35,6 +39,8 @@ def compare(
         raise errors.ConfigError("JI-COMPARE-001", f"{action!r} is none of {', '.join(ACTIONS)}")
     if action == "make":
         return make(study, answers, prompts, design)
+    if action == "export":
+        return export(study, preferences, output)
     return read(study, input, models, prompts)
 
 
@@ -130,6 +136,40 @@ def read(study: str, input: str, models: str, prompts: str) -> dict:
         "progress": {k: dict(v) for k, v in table.items()},
         "warnings": warnings,
     }
+
+
+def export(study: str, config: preferences_lib.ExportConfig, output: str) -> dict:
+    """Write STUDY/judgements.jsonl as training data. Errors: ConfigError, DataError."""
+    if not output:
+        raise errors.ConfigError("JI-COMPARE-008", "compare export needs OUTPUT=FILE.jsonl")
+    source = pathlib.Path(study) / "judgements.jsonl"
+    if not source.exists():
+        raise errors.DataError(
+            "JI-COMPARE-009", f"{source} is not there; jinstr compare read writes it"
+        )
+    given = judgements_lib.read(source)
+    found = preferences_lib.export(study_lib.read(study), given, config)
+    requests.write_jsonl(output, found.rows)
+    counts = found.counts
+    print(
+        f"{output}: {len(found.rows)} {config.form} of {counts['judged']} prompts, {len(given)} judgements"
+    )
+    for name, why in _LEFT_OUT.items():
+        if counts.get(name):
+            print(f"  {counts[name]} {why}")
+    before, after = (f"{100 * counts[name]:.1f} %" for name in ("longer_before", "longer_after"))
+    kept = f", {after} of those kept" if counts["length"] else ""
+    print(f"  the longer answer is preferred in {before} of the preferences{kept}")
+    return counts
+
+
+_LEFT_OUT = {
+    "tied": "ties, which prefer nothing, left out",
+    "between": "answers neither good nor bad enough for a label, left out",
+    "turns": "judgements on several turns, whose answers have no prompt in common, left out",
+    "blank": "judgements on an empty answer, left out",
+    "length": "prompts or pairs left out by LENGTH_SHARE",
+}
 
 
 def _check_foreign(folder: pathlib.Path) -> None:

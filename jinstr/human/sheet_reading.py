@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+from tqdm import tqdm
+
 from jinstr.human import cells, judgements, sheet_tables
 from jinstr.human import sheet_columns as columns_lib
 from jinstr.human import study as study_lib
@@ -80,7 +82,7 @@ def rating_tables(
     paths, reading: Reading
 ) -> Iterator[tuple[sheet_tables.Table, columns_lib.Heading]]:
     """(table, its heading) of every rating sheet among the files; what is none is a problem of the file."""
-    for path in paths:
+    for path in tqdm(paths, desc="sheets", unit="file", disable=None):
         found = 0
         try:
             for table in sheet_tables.tables(path, str(path)):

@@ -15,6 +15,7 @@ from openpyxl import styles
 from openpyxl.formatting import rule
 from openpyxl.utils import get_column_letter
 from openpyxl.worksheet import datavalidation
+from tqdm import tqdm
 
 from jinstr import errors
 from jinstr.human import cells, criteria
@@ -52,7 +53,7 @@ def write_all(folder, study: study_lib.Study) -> list[pathlib.Path]:
     sheets = pathlib.Path(folder) / "sheets"
     sheets.mkdir(parents=True, exist_ok=True)
     paths = []
-    for rater in study.raters:
+    for rater in tqdm(study.raters, desc="workbooks", unit="file", disable=None):
         data = workbook(layout, rater)
         paths.append(sheets / f"{rater}.xlsx")
         part = paths[-1].with_suffix(".part")

@@ -93,7 +93,13 @@ def prompt_fields(item: Item) -> dict:
         return {"prompt": item.contents[0]}
     if item.roles == ("user", "input"):
         return {"prompt": item.contents[0], "input": item.contents[1]}
-    return {"prompt": [{"role": r, "content": c} for r, c in zip(item.roles, item.contents)]}
+    turns: list[dict[str, str]] = []
+    for role, content in zip(item.roles, item.contents):
+        if role == "input" and turns:  # material below the question of its turn
+            turns[-1]["content"] += f"\n\n{content}"
+        else:
+            turns.append({"role": role, "content": content})
+    return {"prompt": turns}
 
 
 def answer_text(item: Item, model: str) -> str:

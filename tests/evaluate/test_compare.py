@@ -123,12 +123,31 @@ def test_rank(folder, capsys):
     assert len(judgements.read("s/judgements.jsonl")) == 10
 
 
+def test_export(folder, capsys):
+    assert run.main(MAKE) == 0
+    fill("s/sheets/佐藤.xlsx", "A")
+    fill("s/sheets/鈴木.xlsx", "引き分け")
+    assert run.main(READ) == 0
+    words = ["compare", "export", "STUDY=s", "OUTPUT=out.jsonl"]
+    capsys.readouterr()
+    assert run.main(words) == 0
+    assert "out.jsonl: 10 groups of 10 prompts, 20 judgements" in capsys.readouterr().out
+    shown = {j.prompt: j.left for j in judgements.read("s/judgements.jsonl") if j.rater == "佐藤"}
+    for line in open("out.jsonl", encoding="utf-8"):
+        row = json.loads(line)
+        assert row["models"][row["ranks"].index(1)] == [shown[row["id"]]]
+    assert run.main([*words, "RATER_WEIGHTS=佐藤=0"]) == 65
+    assert "nothing is left to train on (judged 10, tied 10)" in capsys.readouterr().err
+    assert run.main(words[:-1]) == 78
+
+
 @pytest.mark.parametrize(
     "words, code, status",
     [
         (["compare", "mkae", "STUDY=s"], "JI-COMPARE-001", 78),
         (["compare", "make", "STUDY=s"], "JI-COMPARE-003", 78),
         (["compare", "read", "STUDY=t"], "JI-COMPARE-004", 78),
+        (["compare", "export", "STUDY=t", "OUTPUT=o"], "JI-COMPARE-009", 65),
         (["compare", "read", "STUDY=t", "INPUT=."], "JI-STUDY-001", 65),
         (["compare", "read", "STUDY=s", "MODELS=A=x,B=y"], "JI-COMPARE-006", 78),
         ([*MAKE, "OVERLAP=3"], "JI-STUDY-004", 78),
