@@ -28,7 +28,8 @@ def generate(
     weights: str,
     template: str,
 ) -> dict:
-    """Write `answers` answers for each prompt, model and temperature; see `decode.requests` for the files.
+    """Write `answers` answers for each prompt, model and temperature; see `decode.requests` for the files. Of a prompt
+    of several turns, each is asked when the model has answered the one before.
 
     models: "RUN_DIR" or "name=RUN_DIR,name=RUN_DIR". temperatures: "0.7,1.0", 0.7 or (0.7, 1.0). Interrupted, the same
     command goes on where it stopped: an answer depends on its prompt, model, temperature, number and settings only,
@@ -37,6 +38,7 @@ def generate(
     runs = parse_models(models)
     degrees = parse_temperatures(temperatures)
     prompts = requests.read_prompts(input)
+    by_id = {prompt["id"]: prompt for prompt in prompts}
     log = requests.AnswerLog(f"{output}.answers.jsonl")
     kept: dict[str, list[dict]] = {prompt["id"]: [] for prompt in prompts}
     made = 0
@@ -47,29 +49,41 @@ def generate(
             for degree in degrees:
                 setting = dataclasses.replace(sampling, temperature=degree)
                 sampler = text_lib.TextSampler(*run[:4], setting)
-                wanted = []  # (prompt, number of the answer, key)
-                for prompt in prompts:
-                    # Greedy answers are all alike: one is enough.
-                    for number in range(answers if degree > 0 else 1):
-                        key = requests.digest([model, dataclasses.asdict(setting), prompt, number])
-                        wanted.append((prompt, number, key))
-                todo = [item for item in wanted if item[2] not in log.answers]
-                bar = tqdm(
-                    total=len(wanted),
-                    initial=len(wanted) - len(todo),
-                    desc=f"{name} T={degree:g}",
-                    unit="answer",
-                    disable=None,
-                )
-                for (prompt, _, key), answer in answer_each(sampler, todo, degree, batch_rows):
-                    head = {"key": key, "id": prompt["id"], "model": name}
-                    log.add(head | {"temperature": degree, "step": run.step} | logged(answer))
-                    made += 1
-                    bar.update()
-                bar.close()
-                for prompt, _, key in wanted:
+                # Greedy answers are all alike: one is enough.
+                numbers = range(answers if degree > 0 else 1)
+                said = {
+                    (prompt_id, n): [] for prompt_id in by_id for n in numbers
+                }  # answers to its turns
+                for turn in range(max(map(requests.turns_of, prompts), default=0)):
+                    wanted = {}  # (id, number of the answer) → (prompt up to this turn, key)
+                    for place, before in said.items():
+                        if turn < requests.turns_of(by_id[place[0]]):
+                            asked = requests.at_turn(by_id[place[0]], [a["text"] for a in before])
+                            facts = [model, dataclasses.asdict(setting), asked, place[1]]
+                            wanted[place] = asked, requests.digest(facts)
+                    todo = [
+                        (asked, number, key)
+                        for (_, number), (asked, key) in wanted.items()
+                        if key not in log.answers
+                    ]
+                    bar = tqdm(
+                        total=len(wanted),
+                        initial=len(wanted) - len(todo),
+                        desc=f"{name} T={degree:g}" + (f" turn {turn + 1}" if turn else ""),
+                        unit="answer",
+                        disable=None,
+                    )
+                    for (prompt, _, key), answer in answer_each(sampler, todo, degree, batch_rows):
+                        head = {"key": key, "id": prompt["id"], "model": name}
+                        log.add(head | {"temperature": degree, "step": run.step} | logged(answer))
+                        made += 1
+                        bar.update()
+                    bar.close()
+                    for place, (_, key) in wanted.items():
+                        said[place].append(log.answers[key])
+                for (prompt_id, _), given in said.items():
                     # The name is today's: the log may hold the answer under another one.
-                    kept[prompt["id"]].append(log.answers[key] | {"model": name})
+                    kept[prompt_id].append(requests.joined(given) | {"model": name})
     finally:
         log.close()
     rows = list(requests.sheet(prompts, kept))

@@ -20,20 +20,47 @@ def read_prompts(path) -> list[dict]:
     """Prompts of a JSONL file as {"id", "roles", "contents"}; a trailing assistant turn is left out.
 
     A line holds `messages`; or `roles` and `contents`; or one of `prompt`, `instruction` (with `input` or `context`),
-    `text`. `id` (or `ID`) defaults to the line number. Errors: DataError with the line, on a bad shape or repeated id.
+    `text`, `input_text` (ELYZA-tasks-100), `turns` (Rakuda, Japanese MT-bench: the texts of one user, in a list). `id`
+    (or `ID`, `question_id`) defaults to the line number. A prompt of several turns has them all as "turns" besides.
+    Errors: DataError with the line, on a bad shape or repeated id.
     """
     prompts, seen = [], {}
     for number, row in read_rows(path):
         where = f"{path}:{number}"
-        roles, contents = prompt_of(row, where)
-        name = str(row.get("id", row.get("ID", number)))
+        turns = row.get("turns")
+        is_long = (
+            isinstance(turns, list) and len(turns) > 1 and all(isinstance(t, str) for t in turns)
+        )
+        roles, contents = (["user"], turns[:1]) if is_long else prompt_of(row, where)
+        name = next(
+            (str(row[key]) for key in ("id", "ID", "question_id") if key in row), str(number)
+        )
         if name in seen:
             raise errors.DataError(
                 "JI-GENERATE-003", f"{where}: id {name!r} was used in line {seen[name]}"
             )
         seen[name] = number
         prompts.append({"id": name, "roles": roles, "contents": contents})
+        if is_long:
+            prompts[-1]["turns"] = turns
     return prompts
+
+
+def turns_of(prompt: dict) -> int:
+    """How many turns of a prompt are to be answered."""
+    return len(prompt.get("turns", (None,)))
+
+
+def at_turn(prompt: dict, answers: Sequence[str]) -> dict:
+    """The prompt when so many of its turns have been answered, with all that was said before in front."""
+    if not answers:
+        return {name: prompt[name] for name in ("id", "roles", "contents")}
+    contents = [text for pair in zip(prompt["turns"], answers) for text in pair]
+    return {
+        "id": f"{prompt['id']} turn {len(answers) + 1}",
+        "roles": ["user", "assistant"] * len(answers) + ["user"],
+        "contents": [*contents, prompt["turns"][len(answers)]],
+    }
 
 
 def read_rows(path) -> Iterator[tuple[int, dict]]:
@@ -55,11 +82,11 @@ def prompt_of(row: dict, where: str) -> tuple[list[str], list[str]]:
     """Roles and contents of the prompt of a line, without an answer at the end. Errors: DataError naming `where`."""
     try:
         roles, contents = _turns(row)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise errors.DataError(
             "JI-GENERATE-001",
             f"{where}: no prompt found ({error}); a line needs messages, roles and contents, prompt, "
-            "instruction or text",
+            "instruction, text, input_text or turns",
         ) from error
     if roles and roles[-1] == "assistant":
         roles, contents = roles[:-1], contents[:-1]
@@ -86,7 +113,17 @@ def _turns(row: dict) -> tuple[list[str], list[str]]:
         return ["user"], [row["instruction"]]
     if isinstance(row.get("prompt"), list):  # of a comparison: the messages before its answers
         return [m["role"] for m in row["prompt"]], [m["content"] for m in row["prompt"]]
-    return ["user"], [row["prompt"] if "prompt" in row else row["text"]]
+    if isinstance(row.get("turns"), list):
+        if len(row["turns"]) != 1:
+            raise ValueError(f"{len(row['turns'])} turns, where one is asked for")
+        return ["user"], list(row["turns"])
+    return ["user"], [next(row[key] for key in ("prompt", "input_text", "text") if key in row)]
+
+
+def joined(answers: Sequence[dict]) -> dict:
+    """Answers of the log to the turns of a prompt as one; of several turns its text is a list."""
+    texts = [answer["text"] for answer in answers]
+    return answers[-1] | {"text": texts if len(texts) > 1 else texts[0]}
 
 
 def digest(value) -> str:
@@ -135,12 +172,15 @@ def sheet(prompts: Sequence[dict], answers_of: dict[str, list[dict]]) -> Iterato
     """One line for each prompt: its distinct answers in a blind order, and who wrote them in columns of their own.
 
     Answers that differ in outer white space only are one; `models` then names all that gave it. The order of
-    `responses` and the `answer_ids` come from a hash of prompt and text, so neither tells the model.
+    `responses` and the `answer_ids` come from a hash of prompt and text, so neither tells the model. To a prompt of
+    several turns a response is a list, with the answer to each.
     """
     for prompt in prompts:
-        distinct: dict[str, list[dict]] = {}
+        distinct: dict = {}
         for answer in answers_of[prompt["id"]]:
-            distinct.setdefault(answer["text"].strip(), []).append(answer)
+            text = answer["text"]
+            text = text.strip() if isinstance(text, str) else tuple(part.strip() for part in text)
+            distinct.setdefault(text, []).append(answer)
         blind = sorted((digest([prompt["id"], text]), text) for text in distinct)
         yield prompt | {
             "responses": [text for _, text in blind],

@@ -165,7 +165,7 @@ def _check_prompt(row: dict, item: study.Item, where: str) -> None:
 def _answers_of(row: dict, name: str, where: str) -> list[tuple[str, tuple[str, ...]]]:
     """(model, a text for each turn) of the answers of a line. Errors: DataError."""
     if isinstance(row.get("responses"), list) and isinstance(row.get("models"), list):
-        pairs = [(m, (text,)) for text, who in zip(row["responses"], row["models"]) for m in who]
+        pairs = [(m, text) for text, who in zip(row["responses"], row["models"]) for m in who]
         if name and len({model for model, _ in pairs}) > 1:
             raise errors.DataError(
                 "JI-CANDIDATES-009",

@@ -175,11 +175,14 @@ def _criteria(book, mode: str) -> None:
             for example in axis.examples:
                 shown = (example.answer, "cell"), (f"→ {example.why}", "cell")
                 rows.append([(f"{example.point}点の例", "point"), *shown])
+    else:
+        rows += [[], [("読むときに見るところ", "section")]]
+        rows += [[(axis.name, "point"), (axis.asks, "cell")] for axis in criteria.AXES]
     rows += [[], [("優劣" if mode == "ab" else "順位", "section")]]
     for name, text in criteria.VERDICT if mode == "ab" else criteria.RANK:
         rows.append([(name, "point"), (text, "cell")])
     rows += [[], [("決めるときの心得", "section")]]
-    for number, text in enumerate(criteria.HOW_TO_DECIDE, 1):
+    for number, text in enumerate(criteria.HOW_TO_DECIDE[mode], 1):
         rows.append([(number, "point"), (text, "cell")])
     looks.fill(sheet, rows, widths)
 

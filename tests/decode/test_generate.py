@@ -199,6 +199,71 @@ def test_generate_resumes_and_merges_models(monkeypatch, model, tokenizer, sente
     assert generate_lib.generate(output=str(tmp_path / "cut.jsonl"), **changed)["new"] == 24
 
 
+def test_published_prompt_sets_are_read(tmp_path):
+    rows = [
+        {"question_id": "r1", "category": "地理", "turns": ["一問"]},
+        {"question_id": 7, "turns": ["一問", "二問"]},
+        {"input_text": "課題", "output_text": "見本", "eval_aspect": "観点"},
+    ]
+    requests.write_jsonl(tmp_path / "p.jsonl", rows)
+    got = requests.read_prompts(tmp_path / "p.jsonl")
+    assert [p["id"] for p in got] == ["r1", "7", "3"]
+    assert [p["contents"] for p in got] == [["一問"], ["一問"], ["課題"]]
+    assert [p.get("turns") for p in got] == [None, ["一問", "二問"], None]
+    assert requests.at_turn(got[1], []) == {"id": "7", "roles": ["user"], "contents": ["一問"]}
+    assert requests.at_turn(got[1], ["一答"]) == {
+        "id": "7 turn 2",
+        "roles": ["user", "assistant", "user"],
+        "contents": ["一問", "一答", "二問"],
+    }
+    with pytest.raises(errors.DataError, match="JI-GENERATE-001.*2 turns, where one is asked for"):
+        requests.prompt_of(rows[1], "p:2")
+    for turns in ([], "一問", [1], ["一問", 2]):
+        requests.write_jsonl(tmp_path / "p.jsonl", [{"turns": turns}])
+        with pytest.raises(errors.DataError, match="JI-GENERATE-00[12]"):
+            requests.read_prompts(tmp_path / "p.jsonl")
+
+
+def test_turns_are_answered_one_after_the_other(monkeypatch, model, tokenizer, sentences, tmp_path):
+    prompts = tmp_path / "in.jsonl"
+    rows = [{"question_id": n, "turns": [sentences[0], sentences[1]]} for n in range(2)]
+    requests.write_jsonl(prompts, [*rows, {"question_id": 9, "turns": [sentences[0]]}])
+    run = generate_lib.serving.Run(*model, tokenizer, templates.load("alpaca-ja", tokenizer), 5)
+    monkeypatch.setattr(generate_lib.serving, "load_run", lambda *a, **k: run)
+    monkeypatch.setattr(generate_lib, "identity", lambda *a: ["m"])
+    seen = []
+    answer_each = generate_lib.answer_each
+
+    def watched(sampler, todo, degree, batch_rows):
+        seen.extend(prompt for prompt, _, _ in todo)
+        yield from answer_each(sampler, todo, degree, batch_rows)
+
+    monkeypatch.setattr(generate_lib, "answer_each", watched)
+    settings = dict(
+        models="m=runs/m", input=str(prompts), answers=2, temperatures=1.0, batch_rows=3, step=None,
+        sampling=sampler.SamplingConfig(max_new_tokens=8), weights="params", template="",
+    )  # fmt: skip
+    whole = generate_lib.generate(output=str(tmp_path / "whole.jsonl"), **settings)
+    assert whole["new"] == 10 and whole["answers"] == 6
+    written = [json.loads(line) for line in open(tmp_path / "whole.jsonl", encoding="utf-8")]
+    assert [len(texts) for texts in written[0]["responses"]] == [2, 2]
+    assert all(isinstance(text, str) for text in written[2]["responses"])
+    # What stood in front of a second answer is the first one of the same talk.
+    second = {(p["id"], p["contents"][1]) for p in seen if len(p["roles"]) == 3}
+    log = [
+        json.loads(line) for line in open(tmp_path / "whole.jsonl.answers.jsonl", encoding="utf-8")
+    ]
+    first = {(f"{line['id']} turn 2", line["text"]) for line in log if line["id"] in ("0", "1")}
+    assert len(second) == 4 and second == first
+    told = {(f"{row['id']} turn 2", texts[0]) for row in written[:2] for texts in row["responses"]}
+    assert {(k, text.strip()) for k, text in second} == told
+    # Cut within the second turn, it goes on to the same file.
+    lines = (tmp_path / "whole.jsonl.answers.jsonl").read_bytes().split(b"\n")
+    (tmp_path / "cut.jsonl.answers.jsonl").write_bytes(b"\n".join(lines[:8]) + b"\n")
+    assert generate_lib.generate(output=str(tmp_path / "cut.jsonl"), **settings)["new"] == 2
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def test_models_and_temperatures_are_parsed_or_refused():
     assert generate_lib.parse_models("a=r/1, r/2") == [("a", "r/1"), ("r/2", "r/2")]
     assert generate_lib.parse_temperatures("0,0.7") == [0.0, 0.7]

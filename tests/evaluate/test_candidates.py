@@ -87,6 +87,19 @@ def test_several_answers_of_a_model(tmp_path):
     assert items[0].answers["sft"][0] in ("sfta一", "sfta二")
 
 
+def test_what_generate_wrote_to_several_turns(tmp_path):
+    prompt = {"id": "1", "roles": ["user"], "contents": ["一問"], "turns": ["一問", "二問"]}
+    made = [
+        {"text": [f"{m}一", f"{m}二"], "model": m, "temperature": 1.0, "finish": "stop"}
+        for m in ("base", "sft")
+    ]
+    path = tmp_path / "g.jsonl"
+    requests.write_jsonl(path, list(requests.sheet([prompt], {"1": made})))
+    ((item,), _, notes) = candidates.read(str(path), "", every=False)
+    assert item.roles == ("user", "user") and item.contents == ("一問", "二問") and notes == []
+    assert item.answers == {"base": ("base一", "base二"), "sft": ("sft一", "sft二")}
+
+
 def test_one_answer_a_line(tmp_path):
     a = lines(tmp_path / "a.jsonl", [{"id": "a", "output": "ああ"}, {"id": "z", "output": "余り"}])
     b = lines(tmp_path / "b.jsonl", [{"id": k, "response": k * 2} for k in "ab"])

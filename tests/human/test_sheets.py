@@ -116,6 +116,8 @@ def test_what_is_filled_in_comes_back(tmp_path):
 
 def converted(path, folder, kind="xlsx"):
     """The file after LibreOffice has opened and saved it."""
+    if shutil.which("soffice") is None:
+        pytest.skip("LibreOffice is not installed (apt-get install libreoffice-calc)")
     home = folder / "home"
     command = [
         "soffice",
@@ -132,8 +134,6 @@ def converted(path, folder, kind="xlsx"):
 
 @pytest.mark.peers
 def test_nasty_texts_survive_libreoffice(tmp_path):
-    if shutil.which("soffice") is None:
-        pytest.skip("LibreOffice is not installed (apt-get install libreoffice-calc)")
     study = study_of(NASTY)
     (path,) = made(tmp_path, study)
     comments = dict(enumerate(NASTY[:-1], 3))
