@@ -16,6 +16,7 @@ import jinja2
 import yaml
 
 from jinstr import errors
+from jinstr.data import contamination
 from jinstr.train import licences, lineage, report
 
 FILE = "README.md"
@@ -37,9 +38,9 @@ def facts_of(run_dir, *, step: int = 0, influences: Sequence = ()) -> dict:
 
     step: the checkpoint that is published; 0 = the end of the run. influences: directories of further runs whose data
     shaped the training without being INIT, such as a reward model. Returns {"name", "step", "template", "parameters",
-    "shape", "stages" (oldest first), "influences" (a list of stages each), "base", "licence", "commercial",
-    "redistributable", "unchecked" ((Japanese, English) pairs)}. Errors: StorageError where `run_dir` or one of
-    `influences` holds no record of a run, or a file there cannot be read.
+    "shape", "stages" (oldest first), "influences" (a list of stages each), "base", "licence", "overlap" (with
+    questions of benchmarks), "commercial", "redistributable", "unchecked" ((Japanese, English) pairs)}.
+    Errors: StorageError where `run_dir` or one of `influences` is no run, or a file there cannot be read.
     """
     run_dir = pathlib.Path(run_dir)
     for place in (run_dir, *map(pathlib.Path, influences)):
@@ -76,9 +77,37 @@ def facts_of(run_dir, *, step: int = 0, influences: Sequence = ()) -> dict:
         "bases": bases,
         "base": bases[0] if init else None,
         "licence": licences.decide([*terms, *gaps]),
+        "overlap": _overlap(run_dir),
         **flags,
     }
     return facts | {"unchecked": [list(pair) for pair in unchecked(facts)]}
+
+
+def _overlap(run_dir: pathlib.Path) -> dict:
+    """What contamination.json of a run says, by benchmark and source; {} where nobody looked."""
+    found = lineage.read(run_dir / contamination.FILE, {})
+    rows = [
+        {
+            "benchmark": name,
+            "source": source,
+            "examples": result["examples"],
+            "found": count,
+            "whole": len(
+                {
+                    question["id"]
+                    for question in result["questions"]
+                    if question["source"] == source and question["overlap"] == "whole"
+                }
+            ),
+        }
+        for name, result in found.get("benchmarks", {}).items()
+        for source, count in result["found"].items()
+    ]
+    return (
+        {name: found[name] for name in ("n", "threshold", "sources")} | {"rows": rows}
+        if found
+        else {}
+    )
 
 
 def _all_stages(facts: Mapping) -> list[dict]:
@@ -117,11 +146,19 @@ def unchecked(facts: Mapping) -> Iterator[tuple[str, str]]:
             "正解のある問題での評価は行われていない（損失のみ）",
             "no task with known answers was evaluated, only losses",
         )
-    else:
+    elif not facts["overlap"]:
         yield (
             "評価の問題が学習データと重なっていないかは調べていない",
             "overlap of the evaluation questions with the training data was not looked for",
         )
+    if facts["overlap"]:
+        names = [row["name"] for stage in _all_stages(facts) for row in stage["sources"]]
+        lacking = [n for n in dict.fromkeys(names) if n not in facts["overlap"]["sources"]]
+        if lacking:
+            yield (
+                f"評価の問題との重なりを調べていない学習データ：{'、'.join(lacking)}",
+                f"overlap with the evaluation questions was not looked for in {', '.join(lacking)}",
+            )
     yield (
         "ほかのモデルとは比較していない",
         "the model was never compared with another one",

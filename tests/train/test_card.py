@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from jinstr import errors, run
+from jinstr.data import contamination
+from jinstr.data.eval_tasks import benchmark
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora, peft_format
 from jinstr.train import base as base_lib
@@ -341,3 +343,28 @@ def test_what_is_no_run(content, tmp_path):
     with pytest.raises(errors.StorageError, match="config.json") as found:
         card.facts_of(tmp_path)
     assert "\n" not in str(found.value)
+
+
+def test_overlap_with_benchmarks_is_told(runs, tmp_path):
+    (tmp_path / "a.txt").write_text("都会の反対は？\n", "utf-8")
+    questions = {"1": "都会の反対は？", "2": "日本で一番高い山の名前は何ですか？"}
+    examples = [
+        benchmark.Example(id=id, fields={"question": text}, targets=("答",))
+        for id, text in questions.items()
+    ]
+    before = card.facts_of(runs / "tuned")
+    assert before["overlap"] == {} and "overlap of the evaluation questions" in str(
+        before["unchecked"]
+    )
+    found = contamination.check({"quiz": examples}, {"a": str(tmp_path / "a.txt")})
+    path = runs / "tuned" / contamination.FILE
+    path.write_text(json.dumps(found), "utf-8")
+    try:
+        facts = card.facts_of(runs / "tuned")
+        text = card.write_card(tmp_path, facts).read_text("utf-8")
+    finally:
+        path.unlink()
+    assert "| quiz | a | 2 | 1 | 1 |" in text and "文字 8-gram の 50.0%" in text
+    assert "overlap of the evaluation questions" not in text
+    # Sources of both stages are called a; b is the one that nobody looked at.
+    assert "overlap with the evaluation questions was not looked for in" in text
