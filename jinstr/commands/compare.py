@@ -9,7 +9,7 @@ import pathlib
 
 from jinstr import errors
 from jinstr.decode import requests
-from jinstr.evaluate import candidates
+from jinstr.evaluate import candidates, prompt_sets
 from jinstr.human import design as design_lib
 from jinstr.human import judgements as judgements_lib
 from jinstr.human import preferences as preferences_lib
@@ -93,7 +93,7 @@ def read(study: str, input: str, models: str, prompts: str) -> dict:
     except FileNotFoundError as error:
         raise errors.ConfigError("JI-COMPARE-004", f"INPUT: {error} is not there") from None
     if models:
-        known = candidates.read_prompts(prompts) if prompts else []
+        known = prompt_sets.read(prompts) if prompts else []
         _check_foreign(folder)
         found, reading = sheet_foreign.read(paths, sheet_foreign.sides(models), known)
         if found.rows:

@@ -1,9 +1,7 @@
 """Answers of several models to one set of prompts, out of files, as the items of a study.
 
-Prompt sets: Rakuda, ja-vicuna-qa and Japanese MT-bench (question_id, category, turns), ELYZA-tasks-100 (input_text,
-output_text, eval_aspect), and whatever jinstr generate reads. Answers: what jinstr generate wrote (responses, models),
-FastChat's model answers (question_id, model_id, choices), or one answer a line (output, response or answer: a text,
-or a list with a text for each turn).
+Answers are what jinstr generate wrote (responses, models), FastChat's model answers (question_id, model_id, choices),
+or one answer a line (output, response or answer: a text, or a list with a text for each turn).
 """
 
 from __future__ import annotations
@@ -13,57 +11,8 @@ from collections.abc import Mapping
 
 from jinstr import errors
 from jinstr.decode import requests
+from jinstr.evaluate import prompt_sets
 from jinstr.human import study
-
-_IDS = ("id", "ID", "question_id")
-
-
-def read_prompts(path) -> list[study.Item]:
-    """The prompts of a file, without answers. Errors: DataError with the line."""
-    items: dict[str, study.Item] = {}
-    for number, row in requests.read_rows(path):
-        where = f"{path}:{number}"
-        item = _item(row, _id_of(row, number), where)
-        if item.id in items:
-            raise errors.DataError("JI-CANDIDATES-001", f"{where}: the id {item.id!r} comes twice")
-        items[item.id] = item
-    if not items:
-        raise errors.DataError("JI-CANDIDATES-002", f"{path} holds no prompts")
-    return list(items.values())
-
-
-def _id_of(row: dict, number: int) -> str:
-    return next((str(row[name]) for name in _IDS if row.get(name) not in (None, "")), str(number))
-
-
-def _item(row: dict, name: str, where: str) -> study.Item:
-    """The prompt of a line."""
-    reference = ""
-    if "turns" in row:
-        contents = row["turns"]
-        reference = row.get("reference") or ""
-        roles = ["user"] * len(contents) if isinstance(contents, list) else []
-    elif "input_text" in row:
-        roles, contents = ["user"], [row["input_text"]]
-        reference = row.get("output_text") or ""
-    else:
-        roles, contents = requests.prompt_of(row, where)
-    if isinstance(reference, list):
-        reference = "\n\n".join(map(str, reference))
-    if not roles or not all(isinstance(text, str) for text in [*contents, reference]):
-        raise errors.DataError(
-            "JI-CANDIDATES-003",
-            f"{where}: turns and input_text are texts; so are reference and output_text",
-        )
-    return study.Item(
-        id=name,
-        roles=tuple(roles),
-        contents=tuple(contents),
-        answers={},
-        category=str(row.get("category") or ""),
-        reference=reference,
-        aspect=str(row.get("eval_aspect") or ""),
-    )
 
 
 def read(
@@ -76,20 +25,20 @@ def read(
     models that there must be.
     Errors: ConfigError, DataError.
     """
-    items = {item.id: item for item in read_prompts(prompts)} if prompts else {}
+    items = {item.id: item for item in prompt_sets.read(prompts)} if prompts else {}
     found: dict[str, dict[str, list[tuple[str, ...]]]] = {}  # model → id → answers
     notes = []
     for name, path in _files(answers):
         outside = 0
         for number, row in requests.read_rows(path):
             where = f"{path}:{number}"
-            key = _id_of(row, number)
+            key = prompt_sets.id_of(row, number)
             if prompts:
                 outside += key not in items
                 if key in items:
                     _check_prompt(row, items[key], where)
             elif key not in items:
-                items[key] = _item(row, key, where)
+                items[key] = prompt_sets.item_of(row, key, where)
             else:
                 _check_prompt(row, items[key], where)
             for model, texts in _answers_of(row, name, where):
@@ -154,7 +103,7 @@ def _check_prompt(row: dict, item: study.Item, where: str) -> None:
     """Errors: DataError where a line of answers holds another prompt under the same id."""
     if not {"messages", "roles", "prompt", "instruction", "turns", "input_text"} & row.keys():
         return
-    own = _item(row, item.id, where)
+    own = prompt_sets.item_of(row, item.id, where)
     if own.contents != item.contents:
         raise errors.DataError(
             "JI-CANDIDATES-008",

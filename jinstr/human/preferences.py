@@ -1,11 +1,4 @@
-"""Judgements as training data: rankings of all answers to a prompt, pairs, or single answers with a label.
-
-Of one judgement, the margin of the left answer over the right one is a weighted mean of what the rater said: the
-verdict as 1, 0 or -1, and of each axis the difference of scores over 4. Margins of raters on one pair are averaged with
-the raters' weights; a hidden repeat and its first showing count as one judgement. Scores of answers are those whose
-differences fit the margins best in least squares (Jiang et al. 2011, Statistical ranking and combinatorial Hodge
-theory, section 4): where all answers were compared with each other equally often, this is the mean margin over others.
-"""
+"""Judgements as training data: rankings of all answers to a prompt, pairs, or single answers with a label."""
 
 from __future__ import annotations
 
@@ -13,18 +6,15 @@ import collections
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
 
 from jinstr import errors
 from jinstr.human import judgements as judgements_lib
+from jinstr.human import length_matching as matching
+from jinstr.human import margins as margins_lib
 from jinstr.human import study as study_lib
 
 FORMS = ("groups", "pairs", "labels")
-VERDICT = "verdict"
-_TINY = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +31,7 @@ class ExportConfig:
     length_share: float = 1.0  # greatest share of preferences for the longer answer; 1 = as it is
 
     def __post_init__(self):
-        if self.form not in FORMS or self.labels_from not in ("scores", VERDICT):
+        if self.form not in FORMS or self.labels_from not in ("scores", margins_lib.VERDICT):
             raise errors.ConfigError(
                 "JI-PREFER-001",
                 f"FORM={self.form!r} is one of {FORMS}; LABELS_FROM={self.labels_from!r} scores or verdict",
@@ -54,45 +44,8 @@ class ExportConfig:
                 f"MARGIN={self.margin:g} is from 0 to below 1, LENGTH_SHARE={self.length_share:g} above 0 to 1, "
                 f"UNDESIRED={self.undesired:g} below DESIRED={self.desired:g}",
             )
-        axes(self.axis_weights)
-        weights(self.rater_weights, "RATER_WEIGHTS")
-
-
-def weights(text: str, setting: str) -> dict[str, float]:
-    """ "name=number,…" → weights. Errors: ConfigError."""
-    found = {}
-    for part in filter(None, (part.strip() for part in str(text).split(","))):
-        name, _, value = part.rpartition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError:
-            found[name.strip()] = -1.0
-        if not name or not 0 <= found[name.strip()] < float("inf"):
-            raise errors.ConfigError(
-                "JI-PREFER-003", f"{setting}={text!r}: {part!r} is not name=number from 0 on"
-            )
-    return found
-
-
-def axes(text: str) -> dict[str, float]:
-    """Weights of the verdict and the axes, at least one above 0. Errors: ConfigError."""
-    found = weights(text, "AXIS_WEIGHTS")
-    known = (VERDICT, *judgements_lib.AXES)
-    unknown = [name for name in found if name not in known]
-    if unknown or not any(found.values()):
-        raise errors.ConfigError(
-            "JI-PREFER-004", f"AXIS_WEIGHTS={text!r}: weights of {', '.join(known)}, one above 0"
-        )
-    return found
-
-
-class Unit(NamedTuple):
-    """Lines that stay together: what they say of long and short answers decides whether they are kept."""
-
-    rows: list[dict]
-    longer: int  # preferences for the longer of two answers
-    shorter: int
-    difference: int  # characters by which preferred answers are longer, in sum
+        margins_lib.axes(self.axis_weights)
+        margins_lib.weights(self.rater_weights, "RATER_WEIGHTS")
 
 
 @dataclasses.dataclass
@@ -112,10 +65,12 @@ def export(
     by_item: dict[str, list[judgements_lib.Judgement]] = collections.defaultdict(list)
     for judgement in given:
         by_item[judgement.prompt].append(judgement)
-    units: list[Unit] = []
+    units: list[matching.Unit] = []
     for item in study.items:
-        compared = margins(
-            by_item.get(item.id, ()), axes(config.axis_weights), weights(config.rater_weights, "")
+        compared = margins_lib.margins(
+            by_item.get(item.id, ()),
+            margins_lib.axes(config.axis_weights),
+            margins_lib.weights(config.rater_weights, ""),
         )
         counts["judged"] += bool(compared)
         if config.form == "pairs":
@@ -124,15 +79,15 @@ def export(
             units += _groups(item, compared, config, counts)
         else:
             units += _labels(item, by_item.get(item.id, ()), compared, config, counts)
-    before = longer_share(units)
-    kept = length_matched(units, config.length_share)
+    before = matching.longer_share(units)
+    kept = matching.length_matched(units, config.length_share)
     counts["length"] = len(units) - len(kept)
     if not kept:
         left_out = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
         raise errors.DataError(
             "JI-PREFER-005", f"of {len(given)} judgements nothing is left to train on ({left_out})"
         )
-    shares = {"longer_before": before, "longer_after": longer_share(kept)}
+    shares = {"longer_before": before, "longer_after": matching.longer_share(kept)}
     return Exported([row for unit in kept for row in unit.rows], dict(counts) | shares)
 
 
@@ -149,91 +104,18 @@ def _usable(
                 f"{judgement.prompt!r}",
             )
         if item.turns > 1:
-            counts["turns"] += (
-                1  # the second answers follow upon different first ones: no common prompt
-            )
+            # The second answers follow upon different first ones: they have no prompt in common.
+            counts["turns"] += 1
         elif not all(item.answers[model][0].strip() for model in (judgement.left, judgement.right)):
             counts["blank"] += 1
         else:
             yield judgement
 
 
-def margin(judgement: judgements_lib.Judgement, by_axis: Mapping[str, float]) -> float | None:
-    """By how much the left answer is better, -1 to 1; None when nothing of what has a weight was said."""
-    total = weight = 0.0
-    for name, share in by_axis.items():
-        if name == VERDICT:
-            value = {"left": 1.0, "right": -1.0, "tie": 0.0}[judgement.verdict]
-        elif name in judgement.scores_left and name in judgement.scores_right:
-            value = (judgement.scores_left[name] - judgement.scores_right[name]) / 4
-        else:
-            continue
-        total, weight = total + share * value, weight + share
-    return total / weight if weight else None
-
-
-def margins(
-    given: Iterable[judgements_lib.Judgement],
-    by_axis: Mapping[str, float],
-    by_rater: Mapping[str, float],
-) -> dict[tuple[str, str], tuple[float, float]]:
-    """(model, model) in order of names → (margin of the first, sum of the raters' weights), of one prompt."""
-    said: dict[tuple[str, str], dict[str, list[float]]] = collections.defaultdict(
-        lambda: collections.defaultdict(list)
-    )
-    for judgement in given:
-        value = margin(judgement, by_axis)
-        if value is not None and by_rater.get(judgement.rater, 1.0) > 0:
-            first, second = sorted((judgement.left, judgement.right))
-            said[first, second][judgement.rater].append(
-                value if first == judgement.left else -value
-            )
-    found = {}
-    for pair, values in said.items():
-        each = [(by_rater.get(rater, 1.0), sum(v) / len(v)) for rater, v in values.items()]
-        weight = sum(w for w, _ in each)
-        found[pair] = sum(w * v for w, v in each) / weight, weight
-    return found
-
-
-def scores(compared: Mapping[tuple[str, str], tuple[float, float]]) -> list[dict[str, float]]:
-    """Scores of the models of one prompt, whose differences fit the margins; one table for each connected part.
-
-    The mean of a table is 0.
-    """
-    parts: list[set[str]] = []
-    for pair in compared:
-        touched = [part for part in parts if part & set(pair)]
-        parts = [part for part in parts if part not in touched] + [set(pair).union(*touched)]
-    tables = []
-    for part in parts:
-        names = sorted(part)
-        edges = [(pair, *value) for pair, value in compared.items() if pair[0] in part]
-        matrix, target = np.zeros((len(edges), len(names))), np.zeros(len(edges))
-        for row, ((first, second), value, weight) in enumerate(edges):
-            root = weight**0.5
-            matrix[row, names.index(first)], matrix[row, names.index(second)] = root, -root
-            target[row] = root * value
-        # The least-squares solution of least norm has mean 0.
-        found, *_ = np.linalg.lstsq(matrix, target, rcond=None)
-        tables.append(dict(zip(names, found.tolist())))
-    return tables
-
-
-def ranks(table: Mapping[str, float], least: float) -> dict[str, int]:
-    """Ranks, 1 = best; neighbours whose scores differ by no more than `least` share one."""
-    ordered = sorted(table, key=lambda name: (-table[name], name))
-    found: dict[str, int] = {}
-    for place, name in enumerate(ordered, 1):
-        near = place > 1 and table[ordered[place - 2]] - table[name] <= least + _TINY
-        found[name] = found[ordered[place - 2]] if near else place
-    return found
-
-
-def _groups(item, compared, config: ExportConfig, counts) -> Iterator[Unit]:
+def _groups(item, compared, config: ExportConfig, counts) -> Iterator[matching.Unit]:
     """One ranking for each connected part of the answers; those of one text are one answer."""
-    for number, table in enumerate(scores(compared)):
-        found = ranks(table, config.margin)
+    for number, table in enumerate(margins_lib.scores(compared)):
+        found = margins_lib.ranks(table, config.margin)
         if len(set(found.values())) < 2:
             counts["tied"] += 1
             continue
@@ -257,13 +139,13 @@ def _groups(item, compared, config: ExportConfig, counts) -> Iterator[Unit]:
             "ranks": [rank_of[text] for text in order],
             "models": [models[text] for text in order],
         }
-        yield _unit([row], preferred)
+        yield matching.unit([row], preferred)
 
 
-def _pairs(item, compared, config: ExportConfig, counts) -> Iterator[Unit]:
+def _pairs(item, compared, config: ExportConfig, counts) -> Iterator[matching.Unit]:
     for number, (pair, (value, _)) in enumerate(compared.items()):
         texts = [item.answers[name][0] for name in pair]
-        if abs(value) <= config.margin + _TINY or texts[0] == texts[1]:
+        if abs(value) <= config.margin + margins_lib.TINY or texts[0] == texts[1]:
             counts["tied"] += 1
             continue
         step = 1 if value > 0 else -1
@@ -276,18 +158,24 @@ def _pairs(item, compared, config: ExportConfig, counts) -> Iterator[Unit]:
             "margin": round(abs(value), 6),
             "models": list(pair[::step]),
         }
-        yield _unit([row], [(chosen, rejected)])
+        yield matching.unit([row], [(chosen, rejected)])
 
 
-def _labels(item, given, compared, config: ExportConfig, counts) -> Iterator[Unit]:
+def _labels(item, given, compared, config: ExportConfig, counts) -> Iterator[matching.Unit]:
     """All answers of a prompt that are good or bad enough to have a label."""
-    if config.labels_from == VERDICT:
-        value_of = {name: score for table in scores(compared) for name, score in table.items()}
+    if config.labels_from == margins_lib.VERDICT:
+        value_of = {
+            name: score for table in margins_lib.scores(compared) for name, score in table.items()
+        }
         # Of two answers, the scores are half of the margin and its negative.
-        low, high = -config.margin / 2 - _TINY, config.margin / 2 + _TINY
+        low, high = -config.margin / 2 - margins_lib.TINY, config.margin / 2 + margins_lib.TINY
     else:
-        value_of = mean_scores(given, axes(config.axis_weights), weights(config.rater_weights, ""))
-        low, high = config.undesired + _TINY, config.desired - _TINY
+        value_of = margins_lib.mean_scores(
+            given,
+            margins_lib.axes(config.axis_weights),
+            margins_lib.weights(config.rater_weights, ""),
+        )
+        low, high = config.undesired + margins_lib.TINY, config.desired - margins_lib.TINY
     label_of = {}
     for name, value in value_of.items():
         if low < value < high:
@@ -307,58 +195,9 @@ def _labels(item, given, compared, config: ExportConfig, counts) -> Iterator[Uni
         for number, text in enumerate(order)
     ]
     if rows:
-        yield _unit(rows, list(itertools.product(good, bad)))
-
-
-def mean_scores(
-    given, by_axis: Mapping[str, float], by_rater: Mapping[str, float]
-) -> dict[str, float]:
-    """Model → mean of its scores, 1 to 5, over axes and raters with their weights; all axes alike if none has one."""
-    by_axis = {axis: by_axis.get(axis, 0.0) for axis in judgements_lib.AXES}
-    if not any(by_axis.values()):
-        by_axis = dict.fromkeys(by_axis, 1.0)
-    total: dict[str, float] = collections.defaultdict(float)
-    weight: dict[str, float] = collections.defaultdict(float)
-    for judgement in given:
-        for name, said in (
-            (judgement.left, judgement.scores_left),
-            (judgement.right, judgement.scores_right),
-        ):
-            for axis, score in said.items():
-                share = by_axis[axis] * by_rater.get(judgement.rater, 1.0)
-                total[name], weight[name] = total[name] + share * score, weight[name] + share
-    return {name: total[name] / weight[name] for name in sorted(total) if weight[name] > 0}
+        yield matching.unit(rows, list(itertools.product(good, bad)))
 
 
 def _blind(*parts: str) -> str:
     """An order that tells nothing of the models."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _unit(rows: list[dict], preferred: Sequence[tuple[str, str]]) -> Unit:
-    by = [len(better) - len(worse) for better, worse in preferred]
-    return Unit(rows, sum(b > 0 for b in by), sum(b < 0 for b in by), sum(by))
-
-
-def longer_share(units: Iterable[Unit]) -> float:
-    """Share of the preferences that are for the longer answer, equal lengths left aside; nan without any."""
-    units = list(units)
-    longer, shorter = sum(u.longer for u in units), sum(u.shorter for u in units)
-    return longer / (longer + shorter) if longer + shorter else float("nan")
-
-
-def length_matched(units: Sequence[Unit], bound: float) -> list[Unit]:
-    """Units without those that prefer longer answers most, until the share of such preferences is within the bound.
-
-    Left out first are those whose preferred answers are longer by most characters.
-    """
-    longer, shorter = sum(u.longer for u in units), sum(u.shorter for u in units)
-    against = [u for u in units if u.longer > bound * (u.longer + u.shorter)]
-    against.sort(key=lambda u: (-u.difference / (u.longer + u.shorter), _blind(u.rows[0]["id"])))
-    out = set()
-    for unit in against:
-        if longer <= bound * (longer + shorter) + _TINY:
-            break
-        out.add(id(unit))
-        longer, shorter = longer - unit.longer, shorter - unit.shorter
-    return [unit for unit in units if id(unit) not in out]

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from jinstr import errors
 from jinstr.human import cells, sheet_reading
 from jinstr.human import sheet_columns as columns_lib
+from jinstr.human import sheet_entries as entries
 from jinstr.human import study as study_lib
 
 
@@ -38,12 +39,12 @@ def sides(models: str) -> tuple[str, ...]:
 
 def read(
     paths: Sequence[pathlib.Path], models: Sequence[str], prompts: Sequence[study_lib.Item]
-) -> tuple[study_lib.Study, sheet_reading.Reading]:
+) -> tuple[study_lib.Study, entries.Reading]:
     """The study that the sheets amount to, and what raters filled in.
 
     prompts: a prompt set whose ids are taken where a text is the same; others are named by a digest of their text.
     """
-    reading = sheet_reading.Reading()
+    reading = entries.Reading()
     known = {_same(study_lib.prompt_text(item)): item for item in prompts}
     items: dict[str, study_lib.Item] = {}
     rows: dict[str, study_lib.Row] = {}
@@ -62,7 +63,7 @@ def read(
             count += 1
             item = _item(known, items, models, texts)
             if item is None:
-                reading.problems.append(sheet_reading.problem(
+                reading.problems.append(entries.problem(
                     table, number, heading.keys["prompt"], "JI-SHEET-011",
                     "the answers to this prompt are other texts in an earlier row; the row is not read",
                     "同じ質問なのに、回答の文面が前の行（または別のファイル）と違います。",
@@ -70,7 +71,7 @@ def read(
                 continue
             name = hashlib.sha256(f"{rater}/{item.id}".encode()).hexdigest()[:12]
             if name in rows:
-                reading.problems.append(sheet_reading.problem(
+                reading.problems.append(entries.problem(
                     table, number, heading.keys["prompt"], "JI-SHEET-012",
                     f"{rater} has this prompt in an earlier row; only the first is read",
                     "同じ質問の行が前にもあります。はじめの行だけを読みました。",
@@ -79,7 +80,7 @@ def read(
             rows[name] = study_lib.Row(
                 id=name, rater=rater, number=count, item=item.id, shown=tuple(models)
             )
-            entry = sheet_reading.entry(table, heading, number, len(models), reading)
+            entry = entries.entry(table, heading, number, len(models), reading)
             if entry is None:
                 reading.refused.add(name)
             else:
@@ -116,12 +117,12 @@ def _texts(table, heading: columns_lib.Heading, number: int, models, reading) ->
         column = heading.keys.get(key)
         value = row[column] if column is not None and column < len(row) else None
         if value is None or not str(value).strip():
-            reading.problems.append(sheet_reading.problem(
+            reading.problems.append(entries.problem(
                 table, number, column or 0, "JI-SHEET-013", "the row has no prompt or no answer here; it is not read",
                 "質問または回答が空欄のため、この行は読みませんでした。",
             ))  # fmt: skip
             return None
-        texts.append(sheet_reading.text(value))
+        texts.append(entries.text(value))
     return texts
 
 

@@ -7,13 +7,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from jinstr.human import judgements
-from jinstr.human import sheet_reading as reading_lib
+from jinstr.human import sheet_entries as entries
 from jinstr.human import study as study_lib
 
 
-def judgements_of(
-    study: study_lib.Study, reading: reading_lib.Reading
-) -> list[judgements.Judgement]:
+def judgements_of(study: study_lib.Study, reading: entries.Reading) -> list[judgements.Judgement]:
     """One judgement for every row that is done, in the order of the study; a ranking gives one for every two models."""
     items = study.item_of
     found = []
@@ -25,7 +23,7 @@ def judgements_of(
     return found
 
 
-def done(study, reading) -> Iterator[tuple[study_lib.Row, reading_lib.Entry]]:
+def done(study, reading) -> Iterator[tuple[study_lib.Row, entries.Entry]]:
     """Rows that can be used."""
     for row in study.rows:
         entry = reading.entries.get(row.id)
@@ -33,7 +31,7 @@ def done(study, reading) -> Iterator[tuple[study_lib.Row, reading_lib.Entry]]:
             yield row, entry
 
 
-def _judgement(row: study_lib.Row, entry: reading_lib.Entry) -> judgements.Judgement:
+def _judgement(row: study_lib.Row, entry: entries.Entry) -> judgements.Judgement:
     def scores(letter: str) -> dict[str, int]:
         named = {axis: entry.scores.get(f"{axis}_{letter}") for axis in judgements.AXES}
         return {axis: score for axis, score in named.items() if score is not None}
@@ -76,7 +74,7 @@ def _pairs(row, entry, item: study_lib.Item) -> Iterator[judgements.Judgement]:
         )
 
 
-def rankings_of(study: study_lib.Study, reading: reading_lib.Reading) -> Iterator[dict]:
+def rankings_of(study: study_lib.Study, reading: entries.Reading) -> Iterator[dict]:
     """Rankings as jinstr reward reads them, one for each row that is done; repeats are left out."""
     items = study.item_of
     for row, entry in done(study, reading):
@@ -98,7 +96,7 @@ def rankings_of(study: study_lib.Study, reading: reading_lib.Reading) -> Iterato
         }
 
 
-def contradictions(study: study_lib.Study, reading: reading_lib.Reading) -> Iterator[str]:
+def contradictions(study: study_lib.Study, reading: entries.Reading) -> Iterator[str]:
     """Rows whose verdict goes against all four scores: a slip, or sides mixed up. They are kept."""
     for row, entry in done(study, reading):
         pairs = [
@@ -118,7 +116,7 @@ def contradictions(study: study_lib.Study, reading: reading_lib.Reading) -> Iter
             yield f"{entry.where}: the verdict is {told}, all four scores are higher for {side} ({row.rater})"
 
 
-def progress(study: study_lib.Study, reading: reading_lib.Reading) -> dict[str, Mapping[str, int]]:
+def progress(study: study_lib.Study, reading: entries.Reading) -> dict[str, Mapping[str, int]]:
     """For each rater: rows, and how many are done, held, begun, empty, refused or in no file; `unscored` are done rows
     without all scores."""
     table = {rater: collections.Counter() for rater in study.raters}

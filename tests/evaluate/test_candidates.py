@@ -6,7 +6,7 @@ import pytest
 
 from jinstr import errors
 from jinstr.decode import requests
-from jinstr.evaluate import candidates
+from jinstr.evaluate import candidates, prompt_sets
 from jinstr.human import study as study_lib
 
 SETS = {
@@ -26,7 +26,7 @@ def lines(path, rows):
 def test_published_prompt_sets(name, shared_data, tmp_path):
     count, turns = SETS[name]
     path = shared_data / "eval" / name
-    items = candidates.read_prompts(path)
+    items = prompt_sets.read(path)
     assert len(items) == count == len({item.id for item in items})
     assert all(item.roles == ("user",) * turns for item in items)
     raw = [row for _, row in requests.read_rows(path)]

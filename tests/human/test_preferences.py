@@ -8,7 +8,7 @@ import pytest
 
 from jinstr import errors
 from jinstr.data import formats
-from jinstr.human import judgements, preferences
+from jinstr.human import judgements, margins, preferences
 from jinstr.human import study as study_lib
 
 TEXTS = {"x": "短い答え", "y": "とても長い答えです。" * 3, "z": "中くらいの答え。"}
@@ -39,13 +39,13 @@ def exported(study, given, **more):
 
 def test_margin():
     one = said("x", "y", "left", left_scores=(5, 1, 3, 3), right_scores=(4, 5, 3, 3))
-    assert preferences.margin(one, {"verdict": 1.0}) == 1
-    assert preferences.margin(one, {"fluency": 1.0}) == 0.25
-    assert preferences.margin(one, {"accuracy": 2.0}) == -1
-    assert preferences.margin(one, {"verdict": 1.0, "accuracy": 0.5}) == pytest.approx(0.5 / 1.5)
+    assert margins.margin(one, {"verdict": 1.0}) == 1
+    assert margins.margin(one, {"fluency": 1.0}) == 0.25
+    assert margins.margin(one, {"accuracy": 2.0}) == -1
+    assert margins.margin(one, {"verdict": 1.0, "accuracy": 0.5}) == pytest.approx(0.5 / 1.5)
     # What was not scored has no part.
-    assert preferences.margin(said("x", "y", "right"), {"verdict": 1.0, "accuracy": 9.0}) == -1
-    assert preferences.margin(said("x", "y", "right"), {"accuracy": 9.0}) is None
+    assert margins.margin(said("x", "y", "right"), {"verdict": 1.0, "accuracy": 9.0}) == -1
+    assert margins.margin(said("x", "y", "right"), {"accuracy": 9.0}) is None
 
 
 def test_margins_of_raters():
@@ -55,20 +55,20 @@ def test_margins_of_raters():
         said("x", "y", "tie", rater="c"),
     ]
     verdict = {"verdict": 1.0}
-    assert preferences.margins(given, verdict, {}) == {("x", "y"): (0.0, 3.0)}
-    ((value, weight),) = preferences.margins(given, verdict, {"a": 2.0}).values()
+    assert margins.margins(given, verdict, {}) == {("x", "y"): (0.0, 3.0)}
+    ((value, weight),) = margins.margins(given, verdict, {"a": 2.0}).values()
     assert (value, weight) == (0.25, 4.0)
-    assert preferences.margins(given, verdict, {"a": 0.0, "c": 0.0}) == {("x", "y"): (-1.0, 1.0)}
+    assert margins.margins(given, verdict, {"a": 0.0, "c": 0.0}) == {("x", "y"): (-1.0, 1.0)}
     # A repeat and its first showing are one judgement: this rater does not count twice.
     given += [said("y", "x", "right", rater="a", repeat=1)]
-    assert preferences.margins(given, verdict, {}) == {("x", "y"): (0.0, 3.0)}
+    assert margins.margins(given, verdict, {}) == {("x", "y"): (0.0, 3.0)}
 
 
 def test_scores_are_mean_margins_where_all_are_compared():
     draw = random.Random(0)
     names = "abcde"
     compared = {pair: (draw.uniform(-1, 1), 2.0) for pair in itertools.combinations(names, 2)}
-    (found,) = preferences.scores(compared)
+    (found,) = margins.scores(compared)
     for name in names:
         over = [
             value if name == pair[0] else -value
@@ -81,18 +81,18 @@ def test_scores_are_mean_margins_where_all_are_compared():
 
 def test_scores_fit_margins_of_a_chain_and_keep_parts_apart():
     compared = {("a", "b"): (0.5, 1.0), ("b", "c"): (0.25, 3.0), ("d", "e"): (1.0, 1.0)}
-    one, other = sorted(preferences.scores(compared), key=len, reverse=True)
+    one, other = sorted(margins.scores(compared), key=len, reverse=True)
     assert one["a"] - one["b"] == pytest.approx(0.5) and one["b"] - one["c"] == pytest.approx(0.25)
     assert other == pytest.approx({"d": 0.5, "e": -0.5})
     # A circle says nothing.
     circle = {("a", "b"): (1.0, 1.0), ("b", "c"): (1.0, 1.0), ("a", "c"): (-1.0, 1.0)}
-    assert preferences.scores(circle)[0] == pytest.approx({"a": 0, "b": 0, "c": 0})
+    assert margins.scores(circle)[0] == pytest.approx({"a": 0, "b": 0, "c": 0})
 
 
 def test_ranks():
     table = {"a": 0.0, "b": 1.0, "c": 1.0, "d": 0.9, "e": -5.0}
-    assert preferences.ranks(table, 0.0) == {"b": 1, "c": 1, "d": 3, "a": 4, "e": 5}
-    assert preferences.ranks(table, 0.1) == {"b": 1, "c": 1, "d": 1, "a": 4, "e": 5}
+    assert margins.ranks(table, 0.0) == {"b": 1, "c": 1, "d": 3, "a": 4, "e": 5}
+    assert margins.ranks(table, 0.1) == {"b": 1, "c": 1, "d": 1, "a": 4, "e": 5}
 
 
 THREE = [said("x", "y", "left"), said("z", "x", "left"), said("y", "z", "tie")]
