@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from jinstr import errors
-from jinstr.data import contamination, sources
+from jinstr.data import contamination, ngram_index, sources
 from jinstr.data.eval_tasks import benchmark as benchmark_lib
 from jinstr.data.eval_tasks import benchmarks
 from jinstr.text import tokenizer as tokenizer_lib
@@ -24,7 +24,7 @@ def example(id, **fields):
 
 def found(documents, *examples):
     """{(id, field): (overlap, share, document, documents)} of documents by name."""
-    index = contamination.index({"b": examples})
+    index = ngram_index.index({"b": examples})
     result = contamination.search(index, {"s": documents.items()})
     return {
         (row["id"], row["field"]): (row["overlap"], row["share"], row["document"], row["documents"])
@@ -90,7 +90,7 @@ def slow(documents, asked):
         return "".join(s for s in unicodedata.normalize("NFKC", text).lower() if s.isalnum())
 
     def grams(text):
-        return [text[i : i + contamination.N] for i in range(len(text) - contamination.N + 1)]
+        return [text[i : i + ngram_index.N] for i in range(len(text) - ngram_index.N + 1)]
 
     result = {}
     for one in asked:
@@ -106,7 +106,7 @@ def slow(documents, asked):
 
 
 def test_against_a_slow_twin(monkeypatch):
-    monkeypatch.setattr(contamination, "_BLOCK", 500)  # many blocks
+    monkeypatch.setattr(ngram_index, "BLOCK", 500)  # many blocks
     draw = random.Random(0)
     signs = "あいう、Ａa。１ \n"
     asked = [
@@ -132,9 +132,9 @@ def test_against_a_slow_twin(monkeypatch):
 
 
 def test_nothing_to_look_for_and_nothing_to_look_in():
-    result = contamination.search(contamination.index({"b": []}), {"s": [("d", LONG)]})
+    result = contamination.search(ngram_index.index({"b": []}), {"s": [("d", LONG)]})
     assert result["benchmarks"]["b"] == {"examples": 0, "found": {"s": 0}, "questions": []}
-    result = contamination.search(contamination.index({"b": ASKED}), {"s": []})
+    result = contamination.search(ngram_index.index({"b": ASKED}), {"s": []})
     assert result["benchmarks"]["b"]["found"] == {"s": 0}
     assert result["sources"] == {"s": {"documents": 0, "characters": 0}}
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from jinstr import errors
-from jinstr.data.eval_tasks import benchmarks, pfgen
+from jinstr.data.eval_tasks import benchmarks, pfgen_scores
 
 REFERENCES = [
     "富士山は日本で一番高い山です。標高は3776メートルです。",
@@ -66,7 +66,7 @@ def some_answers():
 
 
 def test_fluency_and_truthfulness_against_slow_twins():
-    own = pfgen.References(REFERENCES)
+    own = pfgen_scores.References(REFERENCES)
     having = slow_having(REFERENCES)
     assert own.having == having
     usual = sum(slow_raw_fluency(having, text) for text in REFERENCES) / 3
@@ -81,13 +81,17 @@ def test_fluency_and_truthfulness_against_slow_twins():
 
 
 def test_keywords_by_hand():
-    assert pfgen.helpfulness(KEYWORDS, "富士山、3776m") == 1.0
-    assert pfgen.helpfulness(KEYWORDS, "富士山。静岡県と山梨県") == 1.0
-    assert pfgen.helpfulness(KEYWORDS, "富士山。静岡県") == 0.5
-    assert pfgen.helpfulness(KEYWORDS, "エベレスト") == pfgen.helpfulness(KEYWORDS, "") == 0.0
+    assert pfgen_scores.helpfulness(KEYWORDS, "富士山、3776m") == 1.0
+    assert pfgen_scores.helpfulness(KEYWORDS, "富士山。静岡県と山梨県") == 1.0
+    assert pfgen_scores.helpfulness(KEYWORDS, "富士山。静岡県") == 0.5
+    assert (
+        pfgen_scores.helpfulness(KEYWORDS, "エベレスト")
+        == pfgen_scores.helpfulness(KEYWORDS, "")
+        == 0.0
+    )
     late = "富士山" + "あ" * 107 + "3776"  # whole at character 114: worth 1 - 14 / 50
-    assert pfgen.helpfulness(KEYWORDS, late) == pytest.approx(0.72)
-    assert pfgen.helpfulness(KEYWORDS, "富士山" + "あ" * 140 + "3776") == 0.5
+    assert pfgen_scores.helpfulness(KEYWORDS, late) == pytest.approx(0.72)
+    assert pfgen_scores.helpfulness(KEYWORDS, "富士山" + "あ" * 140 + "3776") == 0.5
 
 
 def official(tmp_path, **changes):
@@ -117,7 +121,7 @@ def test_official_files_bring_the_official_scores(tmp_path):
     assert found["pfgen"] == pytest.approx(
         sum(found[name] for name in ("fluency", "truthfulness", "helpfulness")) / 3
     )
-    groups = [pfgen.References(REFERENCES[1:]), pfgen.References(REFERENCES[:1])]
+    groups = [pfgen_scores.References(REFERENCES[1:]), pfgen_scores.References(REFERENCES[:1])]
     fluency = sum(group.fluency(texts[0]) for group in groups) / 2
     truth = sum(group.truthfulness(texts[0]) for group in groups) / 2
     assert each[0] == pytest.approx((fluency + truth + 1.0) / 3)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from jinstr import errors
-from jinstr.data.eval_tasks import benchmark, official_files
+from jinstr.data.eval_tasks import benchmark, file_checks
 
 
 def _bad(where: str, why: str) -> errors.DataError:
@@ -33,9 +33,9 @@ def _common(where: str, row: dict) -> dict:
         2
     ]  # without folders, so that an id does not change when all moves elsewhere
     return {
-        "id": official_files.id_of(row, "id", where) if "id" in row else place,
-        "fields": {"input": official_files.text_of(row, "input", where)},
-        "group": official_files.text_of(row, "group", where) if "group" in row else "",
+        "id": file_checks.id_of(row, "id", where) if "id" in row else place,
+        "fields": {"input": file_checks.text_of(row, "input", where)},
+        "group": file_checks.text_of(row, "group", where) if "group" in row else "",
     }
 
 
@@ -60,9 +60,9 @@ def choices(where: str, row: dict) -> benchmark.Example:
     if ("label" in row) == ("target" in row):
         raise _bad(where, "one of label and target must be there")
     if "label" in row:
-        right = official_files.number_of(row, "label", where, len(texts))
+        right = file_checks.number_of(row, "label", where, len(texts))
     else:
-        target = official_files.text_of(row, "target", where)
+        target = file_checks.text_of(row, "target", where)
         if texts.count(target) != 1:
             raise _bad(where, f"the target {target!r} is {texts.count(target)} of the choices")
         right = texts.index(target)
