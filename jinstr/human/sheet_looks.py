@@ -88,7 +88,7 @@ def cell(sheet, value, style: str) -> WriteOnlyCell:
 
 
 def link(sheet, value, style: str, place: str) -> WriteOnlyCell:
-    """A cell that leads to a place of the same workbook, such as 評価!A3."""
+    """A cell that leads to a place of the same workbook, such as '評価'!A3."""
     made = cell(sheet, value, style)
     made.hyperlink = hyperlink.Hyperlink(ref="", location=place)
     return made

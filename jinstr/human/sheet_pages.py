@@ -21,7 +21,8 @@ def usage(book, layout: layout_lib.Layout, rater: str, count: int, has_long: boo
     widths = (5, 96)
     looks.prepare(sheet, widths, landscape=False)
     letter = get_column_letter(_progress_column(layout.columns))
-    done = f"COUNTA({columns_lib.SHEET}!{letter}{layout_lib.FIRST}:{letter}{layout_lib.FIRST - 1 + count})"
+    last = layout_lib.FIRST - 1 + count
+    done = f"COUNTA('{columns_lib.SHEET}'!{letter}{layout_lib.FIRST}:{letter}{last})"
     is_ab = layout.study.mode == "ab"
     uses = [*(criteria.USE_AB if is_ab else criteria.USE_RANK)]
     uses += [*([criteria.USE_LONG] if has_long else []), *criteria.USE_ALWAYS]
@@ -95,7 +96,7 @@ class Long:
         names = ["番号", *(column.upper for column in self._columns)]
         sheet.append([looks.cell(sheet, name, "heading") for name in names])
         for row, parts in self._rows:
-            place = f"{columns_lib.SHEET}!A{layout_lib.FIRST - 1 + row.number}"
+            place = f"'{columns_lib.SHEET}'!A{layout_lib.FIRST - 1 + row.number}"
             for n in range(max(map(len, parts))):
                 here = [part[n] if n < len(part) else None for part in parts]
                 high = looks.height([(text, _LONG_WIDTH) for text in here])

@@ -6,14 +6,12 @@ import csv
 import dataclasses
 import io
 import pathlib
-import zipfile
-from collections.abc import Iterator
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 from openpyxl.cell.text import Text
 from openpyxl.reader import excel
-from openpyxl.utils import exceptions, get_column_letter
+from openpyxl.utils import get_column_letter
 from openpyxl.xml import constants
 
 from jinstr.human import cells
@@ -65,34 +63,27 @@ def files_of(folders: str) -> tuple[list[pathlib.Path], list[str]]:
     return list(dict.fromkeys(found)), [str(file) for file in others]
 
 
-def tables(path: pathlib.Path, name: str) -> Iterator[Table]:
+def tables(path: pathlib.Path, name: str) -> list[Table]:
     """The sheets of a file, called `name` in messages. Errors: UnreadableError."""
     if path.suffix.lower() == ".csv":
-        yield _csv(path, name)
-        return
+        return [_csv(path, name)]
     try:
         reader = _Reader(path, read_only=True)
-        reader.read()
-    except (
-        zipfile.BadZipFile,
-        exceptions.InvalidFileException,
-        ElementTree.ParseError,
-        KeyError,
-        OSError,
-        ValueError,
-    ) as error:
+        with reader.archive:
+            reader.read()
+            found = []
+            for sheet in reader.wb.worksheets:
+                # Some programs say a sheet is one cell large.
+                sheet.reset_dimensions()
+                rows = [[_value(cell) for cell in row] for row in sheet.iter_rows()]
+                found.append(Table(name, sheet.title, rows))
+            return found
+    # openpyxl raises whatever it stumbles over in a damaged file, and the other files are to be read.
+    except Exception as error:
         raise UnreadableError(
-            f"not a workbook ({error}); save it as .xlsx without a password",
+            f"not a workbook ({type(error).__name__}: {error}); save it as .xlsx without a password",
             "Excelのファイルとして読めません。パスワードをかけずに .xlsx の形式で保存してください。",
-        ) from None
-    try:
-        for sheet in reader.wb.worksheets:
-            # Some programs say a sheet is one cell large.
-            sheet.reset_dimensions()
-            rows = [[_value(cell) for cell in row] for row in sheet.iter_rows()]
-            yield Table(name, sheet.title, rows)
-    finally:
-        reader.archive.close()
+        ) from error
 
 
 class _Reader(excel.ExcelReader):

@@ -92,7 +92,7 @@ def _rating(
         }
         made = [looks.cell(sheet, fixed.get(c.key), _style_of(c)) for c in columns]
         if row.id in long:
-            made[0] = looks.link(sheet, row.number, "link", f"{pages.LONG}!A{long[row.id]}")
+            made[0] = looks.link(sheet, row.number, "link", f"'{pages.LONG}'!A{long[row.id]}")
         sheet.append(made)
 
 

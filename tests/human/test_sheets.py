@@ -185,7 +185,7 @@ def test_texts_are_strings_and_never_formulas(tmp_path):
     formulas = [
         c.value for s in book.worksheets for row in s.iter_rows() for c in row if c.data_type == "f"
     ]
-    assert len(formulas) == 1 and "COUNTA(評価!O3:O26)" in formulas[0]
+    assert len(formulas) == 1 and "COUNTA('評価'!O3:O26)" in formulas[0]
 
 
 def test_the_same_study_gives_the_same_bytes(tmp_path):
@@ -251,7 +251,7 @@ def test_looks(tmp_path):
     # The long text is there in full, and the number of its row leads to it.
     (long,) = [row for row in study.rows if row.item == "p0"]
     link = sheet.cell(2 + long.number, 1).hyperlink
-    assert link.location == "長文!A2" and sheet.cell(5 - long.number, 1).hyperlink is None
+    assert link.location == "'長文'!A2" and sheet.cell(5 - long.number, 1).hyperlink is None
     column = 3 + long.shown.index(MODELS[0])
     pieces = [book["長文"].cell(row, column).value for row in range(2, book["長文"].max_row + 1)]
     assert "".join(filter(None, pieces)) == "あ" * 3000 and len(pieces) > 1
@@ -464,14 +464,20 @@ def test_files_that_are_no_sheets(tmp_path):
     broken, other = path.with_name("broken.xlsx"), path.with_name("other.xlsx")
     broken.write_bytes(b"PK\x03\x04 cut short")
     openpyxl.Workbook().save(other)
+    damaged = path.with_name("damaged.xlsx")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(damaged, "w") as target:
+        for part in source.namelist():
+            data = source.read(part)
+            target.writestr(part, data[: len(data) // 2] if part.endswith("sheet3.xml") else data)
     path.with_name("~$rater01.xlsx").write_bytes(b"lock")
     path.with_name("old.xls").write_bytes(b"")
     paths, others = sheet_tables.files_of(str(path.parent))
-    assert [p.name for p in paths] == ["broken.xlsx", "other.xlsx", "rater01.xlsx"]
+    assert [p.name for p in paths] == ["broken.xlsx", "damaged.xlsx", "other.xlsx", "rater01.xlsx"]
     assert others == [str(path.with_name("old.xls"))]
     reading = sheet_reading.read_study(study, paths)
     assert [(p.code, pathlib.Path(p.file).name) for p in reading.problems] == [
         ("JI-SHEET-002", "broken.xlsx"),
+        ("JI-SHEET-002", "damaged.xlsx"),
         ("JI-SHEET-002", "other.xlsx"),
     ]
     assert len(reading.entries) == 1
