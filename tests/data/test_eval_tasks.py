@@ -50,3 +50,26 @@ def test_an_answer_that_is_no_candidate_is_refused(tmp_path):
     row = {"text": "色は？", "output": "赤です。", "answer": "青", "candidates": ["赤", "青"]}
     with pytest.raises(errors.DataError, match="a.jsonl:1: the output must name '青'"):
         questions_lib.parse(write(tmp_path / "a.jsonl", row), "", 0)
+
+
+def test_a_benchmark_is_asked_as_its_first_template_does(tmp_path):
+    row = {"q_id": 1, "question": "どれ", "label": 3} | {f"choice{n}": f"候補{n}" for n in range(5)}
+    path = write(tmp_path / "a.jsonl", row, row | {"q_id": 2}).partition("=")[2]
+    (task,) = questions_lib.parse(f"jcommonsenseqa={path}", "", 1)
+    assert task.name == "jcommonsenseqa" and len(task.questions) == 1 and task.chance == 0.2
+    assert task.questions[0].candidates == ("0", "1", "2", "3", "4")
+    assert task.questions[0].answer == "3"
+    assert "選択肢：0.候補0," in task.questions[0].messages[-1]["content"]
+    # Under another name the same file is asked as its rows are.
+    (plain,) = questions_lib.parse(f"quiz={path}", "", 1)
+    assert plain.questions[0].answer == "候補3"
+
+
+def test_a_written_benchmark_reads_answers_by_its_rule(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("一足す一は？\t2\n二千百二十五は？\t2,125\n", "utf-8")
+    (task,) = questions_lib.parse(f"mgsm_ja={path}", "", 0)
+    assert not task.chooses and task.chance == 0.0
+    targets = [question.answer for question in task.questions]
+    assert task.metrics[0](targets, ["1+1で、2です", "2,125円"]) == {"exact_match": 1.0}
+    assert task.metrics[0](targets, ["二", "2,125円"]) == {"exact_match": 0.5}

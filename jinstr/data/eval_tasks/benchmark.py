@@ -156,3 +156,12 @@ def predicted(benchmark: Benchmark, example: Example, asked: Asked, text: str) -
         if same(candidate) == same(answer):
             return choice
     return "" if answer in example.choices else answer
+
+
+def figures(benchmark: Benchmark, examples: Sequence[Example], predictions: Sequence[str]) -> dict:
+    """All metrics of a benchmark, by name."""
+    targets = [example.targets for example in examples]
+    found: dict[str, float] = {}
+    for metric in benchmark.metrics:
+        found |= metric(targets, predictions)
+    return found

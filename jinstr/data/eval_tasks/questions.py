@@ -1,7 +1,8 @@
 """Questions with known answers, for evaluation while training: choose among candidates, or write and compare.
 
-`EVAL_TASKS=facts=eval/facts.jsonl,my_task`: a file in any chat format, or a seqio Task of the user's module with
-metric_fns. A row with `candidates` is answered by the likeliest candidate; others are answered by greedy writing.
+`EVAL_TASKS=facts=eval/facts.jsonl,jnli=eval/jnli_valid.json,my_task`: a file in any chat format, the official file of
+a benchmark (benchmarks.py) under its name, or a seqio Task of the user's module with metric_fns. A row with
+`candidates` is answered by the likeliest candidate; others are answered by greedy writing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 from jinstr import errors
 from jinstr.data import bad_rows, formats, readers
 from jinstr.data import sources as sources_lib
+from jinstr.data.eval_tasks import benchmark as benchmark_lib
+from jinstr.data.eval_tasks import benchmarks
 
 Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 
@@ -123,6 +126,32 @@ def _file_task(name: str, path: str, limit: int) -> EvalTask:
     return EvalTask(name=name, questions=tuple(questions), metrics=(exact_match,))
 
 
+def _benchmark_task(name: str, path: str, limit: int) -> EvalTask:
+    """A benchmark as its first template asks it, without shots."""
+    benchmark, examples = benchmarks.load(name, path)
+    examples = examples[: limit or None]
+    asked = [benchmark_lib.ask(benchmark.templates[0], example) for example in examples]
+
+    def metric(targets: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+        del targets  # in the template's words; the metrics take those of the examples
+        predictions = [
+            benchmark_lib.predicted(benchmark, example, one, text)
+            for example, one, text in zip(examples, asked, texts, strict=True)
+        ]
+        return benchmark_lib.figures(benchmark, examples, predictions)
+
+    questions = tuple(
+        Question(
+            id=example.id,
+            messages=one.messages,
+            answer=one.answer,
+            candidates=one.candidates if benchmark.chooses else (),
+        )
+        for example, one in zip(examples, asked)
+    )
+    return EvalTask(name=name, questions=questions, metrics=(metric,))
+
+
 def _seqio_task(name: str, module: str, limit: int) -> EvalTask:
     from jinstr.data import tasks
 
@@ -141,12 +170,14 @@ def _seqio_task(name: str, module: str, limit: int) -> EvalTask:
 
 
 def parse(words: str, module: str, limit: int) -> tuple[EvalTask, ...]:
-    """Tasks of `EVAL_TASKS=[name=]path,task,…`, each with its first `limit` questions (0 = all)."""
+    """Tasks of `EVAL_TASKS=[name=]path,benchmark=path,task,…`, each with its first `limit` questions (0 = all)."""
     found = []
     for word in filter(None, (word.strip() for word in words.split(","))):
         name, equals, path = word.partition("=")
         path = path if equals else name
-        if "/" in path or pathlib.Path(path).suffix or pathlib.Path(path).exists():
+        if equals and name in benchmarks.BENCHMARKS:
+            found.append(_benchmark_task(name, path, limit))
+        elif "/" in path or pathlib.Path(path).suffix or pathlib.Path(path).exists():
             found.append(_file_task(name if equals else pathlib.Path(path).stem, path, limit))
         else:
             found.append(_seqio_task(path, module, limit))

@@ -34,7 +34,7 @@ def _choose(benchmark, examples: Sequence[benchmark_lib.Example]) -> Callable:
             best[number] = max(best.get(number, (-float("inf"), 0)), (float(score), -candidate))
         numbers = sorted(best)
         texts = [benchmark_lib.chosen(examples[n], -best[n][1]) for n in numbers]
-        return _figures(benchmark, [examples[n] for n in numbers], texts)
+        return benchmark_lib.figures(benchmark, [examples[n] for n in numbers], texts)
 
     return metric
 
@@ -46,18 +46,9 @@ def _write(benchmark, examples, asked: Sequence[benchmark_lib.Asked]) -> Callabl
             benchmark_lib.predicted(benchmark, examples[number], asked[number], text)
             for (number, _), text in zip(targets, predictions, strict=True)
         ]
-        return _figures(benchmark, chosen, texts)
+        return benchmark_lib.figures(benchmark, chosen, texts)
 
     return metric
-
-
-def _figures(benchmark, examples: Sequence[benchmark_lib.Example], texts: list[str]) -> dict:
-    targets = [example.targets for example in examples]
-    return {
-        name: value
-        for metric in benchmark.metrics
-        for name, value in metric(targets, texts).items()
-    }
 
 
 def _postprocess(text, example=None, is_target=False):
