@@ -4,9 +4,10 @@
         neologdn emoji fugashi unidic-lite && peers/bin/pip install --no-deps lm-eval==0.4.13
     peers/bin/python tests/data/make_metric_fixtures.py SHARED/data
 
-llm-jp-eval is on no package index; its metrics are single calls of fuzzywuzzy and scipy, and those calls are made here,
-on texts that went the way of its evaluator (first paragraph, strip, NFKC). set_f1 and parse_float are written out after
-src/llm_jp_eval/metrics (v1.4). The harness's JSQuAD normalisation is emoji + neologdn; MGSM is the lm-eval module.
+Without python-Levenshtein, which changes what fuzzywuzzy says. llm-jp-eval is on no package index; its metrics are
+single calls of fuzzywuzzy and scipy, and those calls are made here, on texts that went the way of its evaluator (first
+paragraph, strip, NFKC). set_f1 and parse_float are written out after src/llm_jp_eval/metrics (v1.4). The harness's
+JSQuAD normalisation is emoji + neologdn; MGSM is the lm-eval module.
 """
 
 import importlib.metadata
