@@ -2,7 +2,8 @@
 
 B batch, T queries, S keys, N query heads, K key/value heads, G = N // K, M = G·T, H head size.
 A query sees a key when both carry the same segment id, the key's position is not later, and, in local layers,
-fewer than `window` places back.
+fewer than `window` places back. Where a segment branches, branch 0 is the stem that all its branches go on from: a
+query then sees the stem and its own branch.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ MASKED = -1e30
 BLOCK = 128
 
 
-def visible(positions_BT, positions_BS, segments_BT, segments_BS, window) -> jax.Array:
+def visible(
+    positions_BT, positions_BS, segments_BT, segments_BS, window, branches_BT=None, branches_BS=None
+) -> jax.Array:
     """Which keys a query may see: bool [B, T, S]. `window` 0 (or a traced 0) means no limit."""
     back = positions_BT[:, :, None] - positions_BS[:, None, :]
     same = segments_BT[:, :, None] == segments_BS[:, None, :]
+    if branches_BT is not None:
+        own = branches_BT[:, :, None] == branches_BS[:, None, :]
+        same &= own | (branches_BS == 0)[:, None, :]
     window = jnp.asarray(window)
     return same & (back >= 0) & ((window == 0) | (back < window))
 
@@ -105,14 +111,23 @@ def attend(
     window=0,
     softcap: float = 0.0,
     implementation: str = "xla",
+    branches_BT=None,
 ) -> jax.Array:
-    """Attention output [B, T, N, H] in the type of v.
+    """Attention output [B, T, N, H] in the type of v. Branches need T == S, as there is none in a cache.
 
     `blocked` needs T == S and keys in the order of the queries (training, no cache): a block of queries then never
     sees later keys, so those products are not computed at all. Same values as `xla` up to rounding.
     """
     if implementation == "xla" or q_BTNH.shape[1] <= BLOCK:
-        mask = visible(positions_BT, positions_BS, segments_BT, segments_BS, window)
+        mask = visible(
+            positions_BT,
+            positions_BS,
+            segments_BT,
+            segments_BS,
+            window,
+            branches_BT,
+            branches_BT,
+        )
         return attend_dense(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap)
     T = q_BTNH.shape[1]
     if T != k_BSKH.shape[1]:
@@ -128,6 +143,8 @@ def attend(
             segments_BT[:, start:end],
             segments_BS[:, :end],
             window,
+            None if branches_BT is None else branches_BT[:, start:end],
+            None if branches_BT is None else branches_BT[:, :end],
         )
         outputs.append(
             attend_dense(

@@ -124,7 +124,18 @@ def compute_dtype(config: config_lib.DecoderConfig) -> jnp.dtype:
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
-def block(config, layer: Block, x_BTD, rope, is_local, positions_BT, segments_BT, cache, rules):
+def block(
+    config,
+    layer: Block,
+    x_BTD,
+    rope,
+    is_local,
+    positions_BT,
+    segments_BT,
+    cache,
+    rules,
+    branches_BT,
+):
     """One layer. `cache` is None or (k_BSKH, v_BSKH, positions_BS, segments_BS, index); returns (x, (k, v))."""
     B, T, _ = x_BTD.shape
     a = layer.attention
@@ -155,6 +166,7 @@ def block(config, layer: Block, x_BTD, rope, is_local, positions_BT, segments_BT
         window=jnp.where(is_local, config.window, 0) if any(config.local_layers) else 0,
         softcap=config.attention_softcap,
         implementation="xla" if cache is not None else config.attention,
+        branches_BT=branches_BT,
     )
     out_BTD = a.out(out_BTNH.reshape(B, T, -1))
     if config.post_norms:
@@ -195,12 +207,19 @@ def forward(
     segment_ids_BT: jax.Array,
     cache: dict | None = None,
     rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
+    branches_BT: jax.Array | None = None,
 ):
     """Hidden states after the last norm, [B, T, D] in the compute type; with a cache also the new cache.
+
+    branches_BT: where given (without a cache), several texts of a segment go on from one beginning, which is computed
+    once: places of branch 0 are the beginning, those of branch b > 0 see it and their own branch. Positions of every
+    branch go on from the end of the beginning, which stands before them in the row.
 
     The cache (see `init_cache`) is written at its `index`, T slots at a time; a slot is seen by queries of the same
     segment id at its position or later. Left padding carries segment id 0.
     """
+    if cache is not None and branches_BT is not None:
+        raise ValueError("a cache has no branches")
     graphdef, _, _ = _structure(config, mesh_lib.AxisRules())
     model = nnx.merge(graphdef, params)
     dtype = compute_dtype(config)
@@ -228,6 +247,7 @@ def forward(
             segment_ids_BT,
             layer_cache,
             rules,
+            branches_BT,
         )
         return x_BTD, kv if slots is not None else None
 
