@@ -237,18 +237,8 @@ def forward(
     def layer_step(x_BTD, inputs):
         layer, is_local, k_BSKH, v_BSKH = inputs
         layer_cache = None if slots is None else (k_BSKH, v_BSKH, *slots)
-        x_BTD, kv = block(
-            config,
-            layer,
-            x_BTD,
-            (rope, local),
-            is_local,
-            positions_BT,
-            segment_ids_BT,
-            layer_cache,
-            rules,
-            branches_BT,
-        )
+        rest = (positions_BT, segment_ids_BT, layer_cache, rules, branches_BT)
+        x_BTD, kv = block(config, layer, x_BTD, (rope, local), is_local, *rest)
         return x_BTD, kv if slots is not None else None
 
     layer_step = _remat(layer_step, config.remat)
