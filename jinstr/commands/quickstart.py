@@ -201,7 +201,7 @@ def _practise(
             prompts=128,
             epochs=2,
             minibatches=2,
-            kl_reward=0.2,
+            kl_reward=0.1,
             missing_end_value=1.0,
             score_limit=10.0,
             eval_every=0,
@@ -209,7 +209,7 @@ def _practise(
         ),
         limits=recorder.LimitConfig(samples=8),
         optimizer=optimizer_lib.OptimizerConfig(
-            learning_rate=2e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0
+            learning_rate=5e-5, schedule="cosine", warmup_steps=5, weight_decay=0.0
         ),
         critic_optimizer=optimizer_lib.OptimizerConfig(),
         execution=execution,
