@@ -154,7 +154,8 @@ def _written(keep, minimum, rows, prompts, answers, scores):
         if keep == "best":
             kept = sorted(kept, key=lambda n: -scores[n])[:1]
         else:
-            kept = [n for n in kept if scores[n] >= minimum]
+            # As written, so that who reads a limit off the scores finds the answers that have it.
+            kept = [n for n in kept if round(float(scores[n]), 6) >= minimum]
         for n in kept:
             messages = [*prompts[line], {"role": "assistant", "content": answers[n].text}]
             facts = {"id": str(row.get("id", row.get("ID", line))), "messages": messages}

@@ -4,22 +4,23 @@
     python tests/benchmarks/small_and_large.py runs/quickstart
 
 The large one is pretrained here (FOLDER/large, about half an hour on two cores) on the same text, with the same
-tokenizer, tokens, optimizer and schedule. It is asked in the way that suits a base model best of those tried: three
-worked examples in plain text, and the first line of what it writes is its answer. An answer is right when it names the
-value that is asked for and no other; a right answer is preferred to a wrong one, anything else is a tie.
+tokenizer, tokens, optimizer and schedule. It is asked in two ways: with three worked examples in plain text (the first
+line that it writes is its answer), and with help that no user can give: it goes on with the true answer, cut before the
+value that is asked for. An answer is right when it names that value and no other; a right answer is preferred to
+a wrong one, anything else is a tie.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 import subprocess
 import sys
 
 from jinstr.data.eval_tasks import questions as questions_lib
 from jinstr.decode import sampler, text
+from jinstr.human import rates
 from jinstr.models import decoder
 from jinstr.text import render
 from jinstr.train import serving
@@ -72,6 +73,19 @@ def untuned_answers(run: serving.Run, task: questions_lib.EvalTask, shots: list[
     return in_order(writer, prompts)
 
 
+def helped_answers(run: serving.Run, rows: list[dict]) -> list[str]:
+    """Greedy continuations of the true answers, which end before the value, up to the end of the sentence."""
+    setting = sampler.SamplingConfig(temperature=0.0, max_new_tokens=24, stop_strings=("。", "\n"))
+    writer = text.TextSampler(run.config, run.params, run.tokenizer, None, setting)
+    openings = [row["output"].partition(row["answer"])[0] for row in rows]
+    prompts = [writer.prompt_ids([{"role": "user", "content": opening}]) for opening in openings]
+    return in_order(writer, prompts)
+
+
+def rows_of(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
 def question_of(question: questions_lib.Question) -> str:
     return question.messages[-1]["content"]
 
@@ -88,22 +102,8 @@ def right(task: questions_lib.EvalTask, answers: list[str]) -> list[bool]:
     ]
 
 
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share (Wilson 1927)."""
-    share, square = hits / count, z * z / count
-    middle = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return middle - half, middle + half
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Exact and two-sided."""
-    count, fewer = wins + losses, min(wins, losses)
-    return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / 2**count)
-
-
 def told(hits: int, count: int) -> str:
-    low, high = wilson(hits, count)
+    low, high = rates.wilson(hits, count)
     return f"{hits:4d} of {count} {hits / count:6.1%} ({low:.1%}–{high:.1%})"
 
 
@@ -118,31 +118,32 @@ def main() -> None:
     data = folder / "data"
     words = ",".join(f"{name}={data}/eval_{name}.jsonl" for name in TASKS)
     tasks = questions_lib.parse(words, "", 0)
-    lines = (data / "instructions.jsonl").read_text("utf-8").split("\n")
-    taught = [json.loads(line) for line in lines if line]
+    taught = rows_of(data / "instructions.jsonl")
     shots = {
         "sums": [row for row in taught if row["ID"].startswith("sum-")][::20][:SHOTS],
         "": [row for row in taught if row["ID"].startswith("world-")][::400][:SHOTS],
     }
-    untuned = [
-        right(task, untuned_answers(large, task, shots.get(task.name, shots[""]))) for task in tasks
-    ]
-    untuned = [hit for hits in untuned for hit in hits]
+    untuned = {"by worked examples": [], "helped": []}
+    for task in tasks:
+        asked = untuned_answers(large, task, shots.get(task.name, shots[""]))
+        untuned["by worked examples"] += right(task, asked)
+        helped = helped_answers(large, rows_of(data / f"eval_{task.name}.jsonl"))
+        untuned["helped"] += right(task, helped)
     for stage in ("sft", "ppo"):
         small = serving.load_run(folder / stage)
         size = decoder.count_params(small.config)
         tuned = [hit for task in tasks for hit in right(task, tuned_answers(small, task))]
-        wins = sum(a and not b for a, b in zip(tuned, untuned))
-        losses = sum(b and not a for a, b in zip(tuned, untuned))
         print(
             f"{stage}: {size / 1e6:.2f} M parameters, untuned {size_large / 1e6:.2f} M ({size_large / size:.1f} x)"
         )
         print(f"  right, small and tuned    {told(sum(tuned), len(tuned))}")
-        print(f"  right, large and untuned  {told(sum(untuned), len(untuned))}")
-        print(f"  small preferred           {told(wins, len(tuned))}")
-        print(
-            f"  large preferred           {told(losses, len(tuned))}; sign test p = {sign_test(wins, losses):.2g}"
-        )
+        for way, hits in untuned.items():
+            wins = sum(a and not b for a, b in zip(tuned, hits))
+            losses = sum(b and not a for a, b in zip(tuned, hits))
+            print(f"  right, large and untuned  {told(sum(hits), len(hits))}, {way}")
+            print(f"    small preferred         {told(wins, len(tuned))}")
+            chance = rates.sign_test(wins, losses)
+            print(f"    large preferred         {told(losses, len(tuned))}; sign test p = {chance:.2g}")
 
 
 if __name__ == "__main__":
