@@ -143,7 +143,9 @@ def main() -> None:
             print(f"  right, large and untuned  {told(sum(hits), len(hits))}, {way}")
             print(f"    small preferred         {told(wins, len(tuned))}")
             chance = rates.sign_test(wins, losses)
-            print(f"    large preferred         {told(losses, len(tuned))}; sign test p = {chance:.2g}")
+            print(
+                f"    large preferred         {told(losses, len(tuned))}; sign test p = {chance:.2g}"
+            )
 
 
 if __name__ == "__main__":
