@@ -30,7 +30,7 @@ class Episode(NamedTuple):
 class Rows(NamedTuple):
     """Episodes in rows; `batch` has the fields of data/batching.py, loss_weights 1 on the tokens of answers."""
 
-    batch: dict[str, np.ndarray]
+    batch: dict[str, np.ndarray]  # with answer_places, as in rlhf/objectives.py
     episodes: (
         np.ndarray
     )  # int [E'], numbers of the episodes in the rows, in order of where they stand
@@ -52,8 +52,11 @@ def pack(
     pad_id: int,
     num_rows: int = 0,
     multiple: int = 1,
+    answer_places: int = 0,
 ) -> Rows:
     """The chosen episodes packed into rows of `seq_len` places; rows of padding fill up to `num_rows` or `multiple`.
+
+    answer_places: places of answers in a row, at least; 0 = as many as there are.
 
     Errors: ValueError where they take more than num_rows rows.
     """
@@ -76,7 +79,16 @@ def pack(
             place += episode.places
     segments += [[] for _ in range(wanted - len(bins))]
     batch = batching.assemble(segments, seq_len, pad_id)
+    batch["answer_places"] = _answer_places(batch["loss_weights"] > 0, answer_places)
     return Rows(batch, *(np.array(found, np.int64) for found in (numbers, rows, starts)))
+
+
+def _answer_places(mask_RT: np.ndarray, least: int) -> np.ndarray:
+    """i32 [R, A]: where a row's mask is True, then T; A goes up by eighths of T, so that few shapes are compiled."""
+    R, T = mask_RT.shape
+    eighth = -(-T // 8)
+    A = min(T, -(-max(1, least, mask_RT.sum(1).max(initial=0)) // eighth) * eighth)
+    return np.sort(np.where(mask_RT, np.arange(T), T), axis=1)[:, :A].astype(np.int32)
 
 
 def _places(

@@ -6,8 +6,9 @@ Beside the fields of every batch the rows carry f32 [R, T] arrays about the toke
     weights                       what a token counts in the loss, as a share of the whole update (`shares`)
     token_weights                 1 / tokens of the whole update, for means that are logged
     old_values, returns           of a critic
+and answer_places, i32 [R, A]: the places of those tokens in each row, T where there are fewer.
 The host knows the whole update, so every sum over rows is a share of the mean over it, however rows are cut.
-R rows, T places, S segments.
+R rows, T places, A places of answers, S segments.
 """
 
 from __future__ import annotations
@@ -61,15 +62,43 @@ def token_logps(
     temperature: float,
     rules: mesh_lib.AxisRules,
 ) -> tuple[jax.Array, jax.Array]:
-    """(log-probability of each target, entropy), f32 [R, T], of the logits over `temperature`."""
+    """(log-probability of each target, entropy), f32 [R, T], of the logits over `temperature`.
+
+    Where the batch names its answer_places, only these are computed, and the others are 0.
+    """
     params = state_lib.cast_params(model, params)
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden_BTD = decoder.forward(model, params, *inputs, rules=rules)
-    logp_BT, _, entropy_BT = lm.token_logprobs(
-        hidden_BTD, decoder.head_kernel(model, params), batch["targets"], model.logit_softcap,
-        temperature=temperature,
-    )  # fmt: skip
-    return logp_BT, entropy_BT
+    return _of_answers(model, params, hidden_BTD, batch, temperature)
+
+
+def _of_answers(
+    model: config_lib.DecoderConfig, params: dict, hidden_BTD, batch: dict, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """`token_logps` of hidden states: the head is half of the work of a small model, and prompts have no use for it."""
+    targets_BT = batch["targets"]
+    kernel, softcap = decoder.head_kernel(model, params), model.logit_softcap
+    if (places_BA := batch.get("answer_places")) is None:
+        logp_BT, _, entropy_BT = lm.token_logprobs(
+            hidden_BTD, kernel, targets_BT, softcap, temperature=temperature
+        )
+        return logp_BT, entropy_BT
+
+    def taken(x_BT):
+        return jax.vmap(lambda x_T, places_A: x_T.at[places_A].get(mode="fill", fill_value=0))(
+            x_BT, places_BA
+        )
+
+    def put_back(x_BA):
+        def of_row(x_A, places_A):
+            return jnp.zeros(targets_BT.shape[1:], x_A.dtype).at[places_A].set(x_A, mode="drop")
+
+        return jax.vmap(of_row)(x_BA, places_BA)
+
+    logp_BA, _, entropy_BA = lm.token_logprobs(
+        taken(hidden_BTD), kernel, taken(targets_BT), softcap, temperature=temperature
+    )
+    return put_back(logp_BA), put_back(entropy_BA)
 
 
 def values(
@@ -222,10 +251,7 @@ def with_values(
         joined = state_lib.cast_params(model, lora.join(params, frozen))
         inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
         hidden_BTD = decoder.forward(model, joined, *inputs, rules=rules)
-        logp_BT, _, entropy_BT = lm.token_logprobs(
-            hidden_BTD, decoder.head_kernel(model, joined), batch["targets"], model.logit_softcap,
-            temperature=temperature,
-        )  # fmt: skip
+        logp_BT, entropy_BT = _of_answers(model, joined, hidden_BTD, batch, temperature)
         total, found = policy_sums(config, logp_BT, entropy_BT, batch)
         value, of_critic = value_sums(value_config, decoder.scores(joined, hidden_BTD), batch)
         loss = total + coefficient * value

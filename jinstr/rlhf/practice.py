@@ -179,13 +179,13 @@ def minibatches(
     settings = dict(seq_len=seq_len, pad_id=pad_id, multiple=multiple)
     packed = [experience.pack(written.episodes, part.tolist(), **settings) for part in parts]
     most = max(len(rows.batch["tokens"]) for rows in packed)
-    most = -(-few(most) // multiple) * multiple
-    return [
-        experience.pack(
-            written.episodes, part.tolist(), seq_len=seq_len, pad_id=pad_id, num_rows=most
-        )
-        for part in parts
-    ]
+    alike = dict(
+        seq_len=seq_len,
+        pad_id=pad_id,
+        num_rows=-(-few(most) // multiple) * multiple,
+        answer_places=max(rows.batch["answer_places"].shape[1] for rows in packed),
+    )
+    return [experience.pack(written.episodes, part.tolist(), **alike) for part in parts]
 
 
 def row_places(longest: int) -> int:

@@ -111,6 +111,19 @@ def test_only_the_chosen_episodes_are_spread_and_collected():
     assert np.flatnonzero(into.any(1)).tolist() == [2, 4, 7]
 
 
+def test_answer_places_name_every_token_of_the_answers():
+    every = episodes()
+    rows = experience.pack(every, range(12), seq_len=SEQ_LEN, pad_id=PAD)
+    places = rows.batch["answer_places"]
+    for row, mask in zip(places, rows.batch["loss_weights"] > 0, strict=True):
+        assert row[: mask.sum()].tolist() == np.flatnonzero(mask).tolist()
+        assert set(row[mask.sum() :].tolist()) <= {SEQ_LEN}
+    eighth = SEQ_LEN // 8
+    assert places.shape[1] % eighth == 0 or places.shape[1] == SEQ_LEN
+    more = experience.pack(every, range(12), seq_len=SEQ_LEN, pad_id=PAD, answer_places=SEQ_LEN)
+    assert more.batch["answer_places"].shape[1] == SEQ_LEN
+
+
 def test_rows_of_padding_and_too_few_rows():
     every = episodes()
     least = len(experience.pack(every, range(12), seq_len=SEQ_LEN, pad_id=5).batch["tokens"])

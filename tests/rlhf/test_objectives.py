@@ -337,13 +337,35 @@ def test_log_probabilities_are_those_of_the_logits_over_the_temperature():
         logp = tempered - np.log(np.exp(tempered).sum(-1, keepdims=True))
         expected = np.take_along_axis(logp, batch["targets"][..., None], -1)[..., 0]
         entropy = -(np.exp(logp) * logp).sum(-1)
-        found = practice.make_logps(MODEL, temperature, RULES)(parameters(), batch)
-        real = batch["segment_ids"] > 0
-        np.testing.assert_allclose(found[0][real], expected[real], atol=2e-5)
-        np.testing.assert_allclose(found[1][real], entropy[real], atol=2e-5)
+        logps = practice.make_logps(MODEL, temperature, RULES)
+        whole = {name: x for name, x in batch.items() if name != "answer_places"}
+        real, answers = batch["segment_ids"] > 0, batch["loss_weights"] > 0
+        for asked, mask in ((whole, real), (batch, answers)):
+            found = logps(parameters(), asked)
+            np.testing.assert_allclose(found[0][mask], expected[mask], atol=2e-5)
+            np.testing.assert_allclose(found[1][mask], entropy[mask], atol=2e-5)
+        # Places that are not asked for are 0: the head was not computed for them.
+        assert not np.any(found[0][~answers]) and np.all(expected[real & ~answers] < 0)
         plain = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         other = np.take_along_axis(plain, batch["targets"][..., None], -1)[..., 0]
         assert (np.abs(other - expected)[real].max() > 1e-2) == (temperature != 1.0)
+
+
+def test_gradients_are_those_of_whole_rows():
+    config, rules = objectives.PolicyLossConfig(entropy=0.1), RULES
+    batch = packed(arrays(), mask_of(), "grpo")
+    objective = objectives.policy_objective(MODEL, config, 1.0, rules)
+    whole = {name: x for name, x in batch.items() if name != "answer_places"}
+    assert batch["answer_places"].shape[1] < batch["tokens"].shape[1]  # or nothing is left out
+    (loss, _), slope = both(objective, batch)
+    (expected, _), wanted = both(objective, whole)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), slope, wanted)
+    # Negative control: places that leave one out give another loss.
+    fewer = batch["answer_places"].copy()
+    fewer[:, 0] = batch["tokens"].shape[1]
+    (other, _), _ = both(objective, batch | {"answer_places": fewer})
+    assert abs(float(other) - float(expected)) > 1e-4
 
 
 @pytest.mark.parametrize("settings", [dict(level="row"), dict(kl_estimator="k1")], ids=str)
