@@ -1,7 +1,8 @@
 """What is computed from targets and predictions, under names that say whose definition it is.
 
 A metric takes (targets of every example, predictions) and returns figures by name. `Mean` is the mean of a score of
-each example, so that intervals can be drawn from the scores; the others need all examples at once. Texts are compared
+each example, so that intervals can be drawn from the scores; `OfClasses` knows counts of classes alone; the others need
+all examples at once. Texts are compared
 after NFKC (full-width ＡＢ１２ become AB12), as llm-jp-eval does before every metric of its own; kanji numerals stay
 what they are, and brackets and punctuation count, unless a metric says otherwise.
 """
@@ -113,30 +114,52 @@ def _shares(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros(len(above)), where=below != 0)
 
 
-def macro_f1(targets: Targets, predictions: Predictions) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class OfClasses:
+    """A figure that depends only on how often which class was predicted for which."""
+
+    name: str
+    figure: Callable[[np.ndarray], float]  # of a confusion of at least one example
+
+    def __call__(self, targets: Targets, predictions: Predictions) -> dict[str, float]:
+        _, confusion = _counts(targets, predictions)
+        return {self.name: self.figure(confusion) if confusion.size else 0.0}
+
+    def resampled(
+        self, targets: Targets, predictions: Predictions, rng: np.random.Generator, times: int
+    ) -> list[float]:
+        """The figure of `times` draws of as many examples, with replacement: only their counts matter."""
+        _, confusion = _counts(targets, predictions)
+        total = confusion.sum()
+        draws = rng.multinomial(total, confusion.ravel() / total, times)
+        return [self.figure(draw.reshape(confusion.shape)) for draw in draws]
+
+
+def _macro_f1(confusion: np.ndarray) -> float:
     """Mean of the F1 of every class that is a target or a prediction, as scikit-learn's f1_score(average="macro")."""
-    _, confusion = _counts(targets, predictions)
-    f1 = _shares(2.0 * np.diag(confusion), (confusion.sum(0) + confusion.sum(1)).astype(float))
-    return {"macro_f1": float(f1.mean()) if f1.size else 0.0}
+    both = (confusion.sum(0) + confusion.sum(1)).astype(float)
+    return float(_shares(2.0 * np.diag(confusion), both)[both > 0].mean())
 
 
-def balanced_accuracy(targets: Targets, predictions: Predictions) -> dict[str, float]:
+def _balanced_accuracy(confusion: np.ndarray) -> float:
     """Mean over the classes of the targets of the share found, as scikit-learn's balanced_accuracy_score."""
-    _, confusion = _counts(targets, predictions)
     rows = confusion.sum(1)
-    found = _shares(np.diag(confusion).astype(float), rows.astype(float))[rows > 0]
-    return {"balanced_accuracy": float(found.mean()) if found.size else 0.0}
+    return float(_shares(np.diag(confusion).astype(float), rows.astype(float))[rows > 0].mean())
 
 
-def mcc(targets: Targets, predictions: Predictions) -> dict[str, float]:
+def _mcc(confusion: np.ndarray) -> float:
     """Matthews correlation of several classes (Gorodkin 2004), as scikit-learn's; 0 where one side is constant."""
-    _, confusion = _counts(targets, predictions)
     total, right = int(confusion.sum()), int(np.trace(confusion))
     golds = [int(n) for n in confusion.sum(1)]
     texts = [int(n) for n in confusion.sum(0)]
     shared = right * total - sum(g * t for g, t in zip(golds, texts))
     spread = (total**2 - sum(n * n for n in golds)) * (total**2 - sum(n * n for n in texts))
-    return {"mcc": shared / spread**0.5 if spread else 0.0}
+    return shared / spread**0.5 if spread else 0.0
+
+
+macro_f1 = OfClasses("macro_f1", _macro_f1)
+balanced_accuracy = OfClasses("balanced_accuracy", _balanced_accuracy)
+mcc = OfClasses("mcc", _mcc)
 
 
 def _number(text: str) -> float:
