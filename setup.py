@@ -44,7 +44,11 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=setuptools.find_packages(include=["jinstr", "jinstr.*"]),
-    package_data={"jinstr.samples": ["*.jsonl", "*.txt"], "jinstr.train": ["*.j2"]},
+    package_data={
+        "jinstr.samples": ["*.jsonl", "*.txt"],
+        "jinstr.train": ["*.j2"],
+        "jinstr.evaluate": ["*.j2"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["jinstr = jinstr.run:console"]},

@@ -77,6 +77,7 @@ STAGES = (
         "evaluate",
         "評価",
         (
+            Command("evaluate", "score models on benchmarks", "ベンチマークで採点する"),
             Command(
                 "compare",
                 "people compare answers in sheets",

@@ -37,6 +37,7 @@ NEEDED = {
     "grpo": ["INIT=b", "PROMPTS=p.jsonl", "REWARD=number", "RUN_DIR=r", "ITERATIONS=1"],
     "score": ["REWARD=number", "INPUT=a.jsonl", "OUTPUT=o.jsonl"],
     "judge": ["MODEL=m", "OUT=o"],
+    "evaluate": ["MODELS=b", "TASKS=jnli=a.json", "OUTPUT=o.jsonl"],
     "generate": ["MODELS=b", "INPUT=p.jsonl", "OUTPUT=o.jsonl"],
     "chat": ["RUN_DIR=r"],
     "convert": ["MODEL=r", "OUT=o"],

@@ -5,7 +5,7 @@ It tells what another draw of examples would have given, not what another wordin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,23 +27,15 @@ def of_mean(scores: Sequence[float]) -> list[float]:
     return percentiles([values[rng.integers(0, size, size)].mean() for _ in range(RESAMPLES)])
 
 
-def of_figure(figure: Callable[[np.ndarray], float], size: int) -> list[float]:
-    """Interval of a figure of `size` examples, given their numbers (some twice or more)."""
-    rng = np.random.default_rng(SEED)
-    return percentiles([figure(rng.integers(0, size, size)) for _ in range(RESAMPLES)])
-
-
-def of_metric(metric, targets: Sequence[tuple[str, ...]], predictions: Sequence[str]) -> dict:
-    """Intervals of a metric's figures by name; of those that come from scores, of the one that the metric is named by."""
-    if hasattr(metric, "scores"):
-        return {metric.name: of_mean(metric.scores(targets, predictions))}
+def of_figure(metric, targets: Sequence[tuple[str, ...]], predictions: Sequence[str]) -> dict:
+    """Intervals by name of the figures of a metric that is no mean: it is computed anew of every draw of examples."""
+    rng, size = np.random.default_rng(SEED), len(targets)
     if hasattr(metric, "resampled"):
-        rng = np.random.default_rng(SEED)
         return {metric.name: percentiles(metric.resampled(targets, predictions, rng, RESAMPLES))}
-
-    def drawn(name: str) -> Callable[[np.ndarray], float]:
-        return lambda chosen: metric(
-            [targets[n] for n in chosen], [predictions[n] for n in chosen]
-        )[name]
-
-    return {name: of_figure(drawn(name), len(targets)) for name in metric(targets, predictions)}
+    draws: dict[str, list[float]] = {}
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(0, size, size)
+        found = metric([targets[n] for n in chosen], [predictions[n] for n in chosen])
+        for name, value in found.items():
+            draws.setdefault(name, []).append(value)
+    return {name: percentiles(values) for name, values in draws.items()}

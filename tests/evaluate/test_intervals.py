@@ -34,10 +34,10 @@ def test_counts_of_classes_give_the_intervals_that_examples_give(metric):
     golds = rng.choice(["含意", "矛盾", "中立"], 400, p=[0.2, 0.2, 0.6])
     texts = [g if rng.random() < 0.6 else rng.choice(["含意", "中立", "？"]) for g in golds]
     targets = [(str(gold),) for gold in golds]
-    by_counts = intervals.of_metric(metric, targets, texts)[metric.name]
+    by_counts = intervals.of_figure(metric, targets, texts)[metric.name]
     # A plain function: every draw goes through the whole metric.
-    by_examples = intervals.of_metric(lambda t, p: metric(t, p), targets, texts)[metric.name]
+    by_examples = intervals.of_figure(lambda t, p: metric(t, p), targets, texts)[metric.name]
     np.testing.assert_allclose(by_counts, by_examples, atol=0.012)
     assert by_counts[0] < metric(targets, texts)[metric.name] < by_counts[1]
-    shuffled = intervals.of_metric(metric, targets, list(rng.permutation(texts)))[metric.name]
+    shuffled = intervals.of_figure(metric, targets, list(rng.permutation(texts)))[metric.name]
     assert shuffled[1] < by_counts[0]  # negative control
