@@ -12,15 +12,14 @@ from tqdm import tqdm
 
 from jinstr import errors
 from jinstr.commands import generate as generate_lib
-from jinstr.data import contamination
 from jinstr.decode import requests
-from jinstr.evaluate import leaderboard, results
+from jinstr.evaluate import leaderboard, overlap, results
 from jinstr.evaluate import scoring as scoring_lib
 from jinstr.evaluate import tasks as tasks_lib
 from jinstr.models import decoder
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import base as base_lib
-from jinstr.train import lineage, serving, storage
+from jinstr.train import serving, storage
 
 
 class Candidate(NamedTuple):
@@ -30,7 +29,7 @@ class Candidate(NamedTuple):
     init: str  # with its step
     format: str  # plain | chat
     identity: dict  # what its figures depend on
-    folder: pathlib.Path
+    overlap: dict  # task → training source → examples found in it; {} where nobody looked
 
 
 def evaluate(
@@ -47,12 +46,14 @@ def evaluate(
     step: int | None,
     weights: str,
     template: str,
+    contamination: bool,
 ) -> dict:
     """Score every model on every task, by every template and number of worked examples; `evaluate.results` tells of the
     files. A figure that is there already is not computed again: its key says all that it depends on.
 
     models: "RUN_DIR" or "name=RUN_DIR,name=hf:FOLDER". tasks, shots_from: "benchmark=path,…". format: "plain" text,
-    "chat" in the model's own template, "auto" = chat where it has one. Returns what OUT.summary.json holds.
+    "chat" in the model's own template, "auto" = chat where it has one. contamination: look for the tasks' questions in
+    the training data of every run. Returns what OUT.summary.json holds.
     Errors: ConfigError, DataError and StorageError before any model is read, but for what only its tokenizer can tell.
     """
     if format not in tasks_lib.FORMATS:
@@ -65,8 +66,11 @@ def evaluate(
         for task in tasks_lib.parse(tasks, shots_from)
         for job in tasks_lib.jobs(task, counts, task_templates, limit)
     ]
+    sets = {job.task.benchmark.name: job.task.examples for job in jobs} if contamination else {}
     asked = [
-        _candidate(name, place if step is None else f"{place}@{step}", format, weights, template)
+        _candidate(
+            name, place if step is None else f"{place}@{step}", format, weights, template, sets
+        )
         for name, place in generate_lib.parse_models(models)
     ]
     log = results.open_log(output)
@@ -116,7 +120,9 @@ def evaluate(
     return found
 
 
-def _candidate(name: str, init: str, format: str, weights: str, template: str) -> Candidate:
+def _candidate(
+    name: str, init: str, format: str, weights: str, template: str, sets: dict
+) -> Candidate:
     """What is known of a model from its files. Errors: StorageError where it is none, ConfigError for its format."""
     base = base_lib.pinned(base_lib.open_base(init, weights), weights)
     own = template or base.template
@@ -127,12 +133,15 @@ def _candidate(name: str, init: str, format: str, weights: str, template: str) -
         )
     is_chat = bool(own) and format != "plain"
     written = pathlib.Path(own).read_text("utf-8") if own.endswith(".jinja") else own
+    tokenizer = tokenizer_lib.load(base.tokenizer_path)
     identity = {
         "weights": base_lib.digest_of(base.init) + (":ema" if weights == "ema" else ""),
-        "tokenizer": tokenizer_lib.load(base.tokenizer_path).fingerprint,
+        "tokenizer": tokenizer.fingerprint,
         "chat_template": requests.digest(written) if is_chat else "",
     }
-    return Candidate(name, base.init, "chat" if is_chat else "plain", identity, base.folder)
+    # Nothing is known of what strangers trained on, and nothing is written into their folders.
+    found = overlap.look(base.folder, sets, tokenizer) if sets and base.is_run else {}
+    return Candidate(name, base.init, "chat" if is_chat else "plain", identity, found)
 
 
 def _score(job: tasks_lib.Job, run, candidate: Candidate, scoring, partial: pathlib.Path):
@@ -155,9 +164,10 @@ def _today(candidate: Candidate, job: tasks_lib.Job) -> dict:
 
     overlap: examples found by source; None where nobody looked.
     """
-    told = lineage.read(candidate.folder / contamination.FILE, {})
-    overlap = told.get("benchmarks", {}).get(job.task.benchmark.name, {}).get("found")
-    return {"model": candidate.name, "overlap": overlap}
+    return {
+        "model": candidate.name,
+        "overlap": candidate.overlap.get(job.task.benchmark.name),
+    }
 
 
 def _computed(run: serving.Run) -> str:
@@ -179,8 +189,9 @@ def _told(rows: Iterable[dict]) -> list[str]:
             line += f"; by lot {row['chance']['by_lot']:.4f}, always one place {row['chance']['one_place']:.4f}"
         if too_long := sum(t["too_long"] for t in row["templates"]):
             line += f"; {too_long} questions too long for the model, which count as wrong"
-        if row["overlap"]:
-            found = ", ".join(f"{count} in {name}" for name, count in row["overlap"].items())
-            line += f"; questions in training data: {found}"
+        if found := [
+            f"{count} in {name}" for name, count in (row["overlap"] or {}).items() if count
+        ]:
+            line += f"; questions in training data: {', '.join(found)}"
         lines.append(line)
     return lines

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from jinstr import errors, redact
+from jinstr.data import readers
 from jinstr.data import sources as sources_lib
 from jinstr.train import adapters, licences, metrics, model_files
 
@@ -175,6 +176,50 @@ def walk(run_dir, step: int = 0) -> Iterator[tuple[pathlib.Path, int]]:
         place, step = place_of(place, init)
 
 
+def training_files(run_dir) -> tuple[dict[str, str], list[str]]:
+    """(files, gone): where the training data of a run and of those before it lies now, by the name of its source, and
+    the names of what cannot be read: files that are not here, sets of other kinds, models whose data nobody knows.
+    """
+    files: dict[str, str] = {}
+    gone = []
+    place = pathlib.Path(run_dir)
+    for place, _ in walk(run_dir):
+        settings = _settings(place)
+        asked = [row for name in ("data", "text") for row in _asked_for(settings.get(name) or {})]
+        if prompts := (settings.get("questions") or {}).get("prompts"):
+            asked.append({"name": "prompts", "path": prompts})
+        for row in asked:
+            path = _now(place, row.get("path") or "")
+            name = row["name"]
+            if path in files.values():
+                continue
+            if path and name in files:
+                name = f"{place.name}/{name}"
+            if path:
+                files[name] = path
+            else:
+                gone.append(name)
+    if init := init_of(place):
+        gone.append(init)
+    return files, list(dict.fromkeys(gone))
+
+
+def _now(run_dir: pathlib.Path, path: str) -> str:
+    """Files that a run was given, as they are called from here; "" where one is gone."""
+    found = []
+    for part in filter(None, path.split("+")):
+        for place in _places(run_dir, part):
+            try:
+                readers.named_files(str(place))
+            except errors.DataError:
+                continue
+            found.append(str(place))
+            break
+        else:
+            return ""
+    return "+".join(found)
+
+
 def origin(run_dir) -> pathlib.Path | None:
     """The Hugging Face folder that a run goes back to; None where there is none, or it is not here."""
     for place, _ in walk(run_dir):
@@ -275,8 +320,10 @@ def _asked_for(data: Mapping) -> list[dict]:
     """Rows of the sources that a run was told to read."""
     asked = data.get("data", "")
     if isinstance(asked, str):
-        asked = [{"name": s.name} for s in sources_lib.parse(asked)] if asked else []
-    return [{name: row.get(name) for name in ("name", *sources_lib.TERMS)} for row in asked]
+        asked = (
+            [{"name": s.name, "path": s.path} for s in sources_lib.parse(asked)] if asked else []
+        )
+    return [{name: row.get(name) for name in ("name", "path", *sources_lib.TERMS)} for row in asked]
 
 
 def _evaluation(lines: Sequence[Mapping], accuracy: Mapping) -> list[dict]:
