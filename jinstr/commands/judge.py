@@ -134,8 +134,8 @@ def _told(summary: dict, folder: pathlib.Path, new: int) -> list[str]:
     for row in summary["pairs"]:
         lines.append(
             f"{row['first']} against {row['second']}: {row['wins']} won, {row['losses']} lost, {row['ties']} ties of "
-            f"{row['prompts']} pairs in both orders; win rate {_percent(row['win_rate'])}, with half of the ties "
-            f"{_percent(row['adjusted'])}"
+            f"{row['prompts']} pairs in both orders; win rate {_with(row['win_rate'], row['win_interval'])}, with half "
+            f"of the ties {_with(row['adjusted'], row['adjusted_interval'])}"
         )
         lines.append(
             f"    both orders alike {_percent(row['same'])}, decided for the one shown first {_percent(row['left'])}; "
@@ -162,13 +162,21 @@ def _beside(summary: dict) -> str:
             return "agreement with people: no pair in common"
         among = found["people"]["share"]
         told = f" (people among themselves {_percent(among)})" if among is not None else ""
-        return f"agreement with people {_percent(found['share'])} of {found['looks']} looks{told}"
+        share = _with(found["share"], found["interval"])
+        return f"agreement with people {share} of {found['looks']} looks{told}"
     if found := summary["agreement_of_grades"]:
         if not found["looks"]:
             return "agreement with people: no answer in common"
         rank = found["spearman"]
         return f"rank correlation with people {'–' if rank is None else f'{rank:.2f}'} over {found['looks']} looks"
     return "agreement with people: not measured (PEOPLE=judgements.jsonl)"
+
+
+def _with(share: float | None, interval) -> str:
+    """A share with its interval."""
+    if share is None or not interval:
+        return _percent(share)
+    return f"{_percent(share)} ({'–'.join(map(_percent, interval))})"
 
 
 def _percent(share: float | None) -> str:

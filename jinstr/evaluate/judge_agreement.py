@@ -7,10 +7,12 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from jinstr.evaluate import verdicts
-from jinstr.human import judgements
+from jinstr.human import bootstrap, judgements, rates
 
 Pair = tuple[str, str, str]  # prompt, model, model; the models in alphabetical order
 OUTCOMES = ("first", "second", "tie")  # of a pair
+WORTH = {"first": 1.0, "tie": 0.5, "second": 0.0}
+SAMPLES = 2000  # of intervals, by drawing prompts again
 
 
 def pair_of(judgement: judgements.Judgement) -> Pair:
@@ -38,8 +40,9 @@ def of_pairs(judged: Iterable[judgements.Judgement]) -> dict[Pair, str | None]:
 
 def table(judged: Sequence[judgements.Judgement]) -> list[dict]:
     """For every two models, by pairs that were judged in both orders: {"first", "second", "prompts", "wins", "losses",
-    "ties" of the first, "win_rate", "adjusted" (ties count half), "same" (share of pairs with one verdict in both
-    orders), "left" (share of decided looks that went to the answer shown first; 0.5 without a preference for a place)}.
+    "ties" of the first, "win_rate" with Wilson's "win_interval", "adjusted" (ties count half) with its
+    "adjusted_interval" by drawing prompts again, "same" (share of pairs with one verdict in both orders), "left" (share
+    of decided looks that went to the answer shown first; 0.5 without a preference for a place)}.
     """
     rows = []
     by_models = collections.defaultdict(list)
@@ -62,7 +65,11 @@ def table(judged: Sequence[judgements.Judgement]) -> list[dict]:
                 "losses": counts["second"],
                 "ties": counts["tie"],
                 "win_rate": _share(counts["first"], count),
+                "win_interval": rates.wilson(counts["first"], count),
                 "adjusted": _share(counts["first"] + counts["tie"] / 2, count),
+                "adjusted_interval": _interval(
+                    [(pair[0], WORTH[found]) for pair, found in whole.items()]
+                ),
                 "same": _share(sum(len(set(looks[pair])) == 1 for pair in whole), count),
                 "left": _share(decided.count("left"), len(decided)),
             }
@@ -79,30 +86,60 @@ def agreement(
     "pairs", "looks", "agree" (looks with the same outcome, ties too), "share"; "decided" (looks where neither says
     tie), "decided_agree", "decided_share"; "kappa" (Cohen 1960: agreement beyond what both would have by chance);
     "table" {person's outcome: {judge's: looks}}; "people": the same between two people on a pair, "looks", "agree",
-    "share": what a judge can be held to}. Shares are None without a look.
+    "share": what a judge can be held to}; "interval", "people_interval": of both shares, by drawing prompts again}.
+    Shares are None without a look.
     """
     found = {pair: value for pair, value in of_pairs(judge).items() if value is not None}
     looks = [(pair_of(j), j.rater, outcome(j)) for j in people if not j.repeat]
-    both = [(value, found[pair]) for pair, _, value in looks if pair in found]
+    looks = [look for look in looks if look[0] in found]
+    both = [(value, found[pair]) for pair, _, value in looks]
+    among = _between(looks)
     decided = [(one, other) for one, other in both if "tie" not in (one, other)]
     return {
         "judge": ",".join(sorted({j.rater for j in judge})),
-        "pairs": len({pair for pair, _, _ in looks if pair in found}),
+        "pairs": len({pair for pair, _, _ in looks}),
         **_counted(both),
         **{f"decided{'_' + n if n != 'looks' else ''}": v for n, v in _counted(decided).items()},
         "kappa": _kappa(both),
         "table": {one: {other: both.count((one, other)) for other in OUTCOMES} for one in OUTCOMES},
-        "people": _counted(_between([look for look in looks if look[0] in found])),
+        "people": _counted([two for _, two in among]),
+        "interval": _interval(
+            [(look[0][0], one == other) for look, (one, other) in zip(looks, both)]
+        ),
+        "people_interval": _interval([(prompt, one == other) for prompt, (one, other) in among]),
     }
 
 
-def _between(looks: Sequence[tuple[Pair, str, str]]) -> list[tuple[str, str]]:
-    """Outcomes of every two people on a pair."""
+def whole_pairs(judged: Sequence[judgements.Judgement]) -> list[judgements.Judgement]:
+    """One judgement for each pair that was judged in both orders: of the judge, the first model by name on the left."""
+    sides = {"first": "left", "second": "right", "tie": "tie"}
+    rater = ",".join(sorted({j.rater for j in judged}))
+    return [
+        judgements.Judgement(
+            prompt=prompt, rater=rater, left=first, right=second, verdict=sides[found]
+        )
+        for (prompt, first, second), found in of_pairs(judged).items()
+        if found is not None
+    ]
+
+
+def _interval(of_prompt: Sequence[tuple[str, float]]) -> tuple[float, float] | None:
+    """Of the mean of (prompt, value), by drawing prompts again; None of nothing."""
+    if not of_prompt:
+        return None
+    prompts, values = zip(*of_prompt)
+    return bootstrap.interval(bootstrap.means(values, prompts, samples=SAMPLES, seed=0))
+
+
+def _between(looks: Sequence[tuple[Pair, str, str]]) -> list[tuple[str, tuple[str, str]]]:
+    """(prompt, outcomes) of every two people on a pair."""
     of_pair: dict[Pair, dict[str, str]] = collections.defaultdict(dict)
     for pair, rater, value in looks:
         of_pair[pair].setdefault(rater, value)
     return [
-        two for values in of_pair.values() for two in itertools.combinations(values.values(), 2)
+        (pair[0], two)
+        for pair, values in of_pair.items()
+        for two in itertools.combinations(values.values(), 2)
     ]
 
 

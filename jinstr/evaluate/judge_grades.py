@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from jinstr.evaluate import judges
-from jinstr.human import judgements
+from jinstr.human import judgements, rates
 
 ACCEPTABLE, VIOLATING = (
     4,
@@ -92,13 +92,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _rate(count: int, whole: int) -> dict:
-    interval = stats.binomtest(count, whole).proportion_ci(method="wilson")
-    return {
-        "count": count,
-        "share": count / whole,
-        "low": float(interval.low),
-        "high": float(interval.high),
-    }
+    low, high = rates.wilson(count, whole)
+    return {"count": count, "share": count / whole, "low": low, "high": high}
 
 
 def _spearman(both: Sequence[tuple[float, float]]) -> float | None:

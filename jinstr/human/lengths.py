@@ -52,6 +52,16 @@ def longer_wins(judged: Sequence[judgements_lib.Judgement], texts: Texts) -> tup
     return won, decided
 
 
+def always_longer(judged: Sequence[judgements_lib.Judgement], texts: Texts, model: str) -> float:
+    """The adjusted rate of `model` if the longer answer always won, and equally long ones tied; NaN of no look."""
+    found = []
+    for j in judged:
+        if model in (j.left, j.right) and not j.repeat:
+            own, other = (len(texts[j.prompt, m]) for m in (model, *({j.left, j.right} - {model})))
+            found.append((own > other) + (own == other) / 2)
+    return float(np.mean(found)) if found else math.nan
+
+
 class Controlled(NamedTuple):
     """P(model wins) = sigmoid(strength + slope · tanh(difference in length / its standard deviation))."""
 

@@ -22,14 +22,22 @@ def summary(
     seed: int,
     samples: int = 2000,
     planned: int = 0,
+    overlap: int = 0,
     tokenize: Callable[[str], Sequence] | None = None,
+    looks: Sequence[judgements_lib.Judgement] | None = None,
 ) -> dict[str, Any]:
     """{models, pairs, strengths, agreement, raters, position, lengths, axes}.
 
-    texts: (prompt, model) → answer. planned: prompts of the study, 0 = those that were judged. NaN is written as None.
+    texts: (prompt, model) → answer; what hangs on lengths is None where one is missing. planned: prompts of the study,
+    0 = those that were judged. overlap: raters of each comparison, 0 = as most have. looks: where `judged` joins
+    several looks at a pair (a judge's two orders), those, for what hangs on the side. NaN is written as None.
     Errors: ValueError without judgements.
     """
     first = [j for j in judged if not j.repeat]
+    sides = first if looks is None else looks
+    of_pair = {"seed": seed, "samples": samples, "planned": planned, "overlap": overlap}
+    if not all((j.prompt, m) in texts for j in first for m in (j.left, j.right)):
+        texts = {}
     if not first:
         raise ValueError("no judgements to summarise")
     models = sorted({m for j in first for m in (j.left, j.right)})
@@ -37,16 +45,16 @@ def summary(
         "models": models,
         "judgements": len(first),
         "prompts": len({j.prompt for j in first}),
-        "raters": agreement.raters(judged),
+        "raters": _raters(judged),
         "pairs": [
-            pair(shown, model, other, texts, seed=seed, samples=samples, planned=planned)
+            pair(shown, model, other, texts, **of_pair)
             for model, other in itertools.combinations(models, 2)
             if (shown := rates.between(first, model, other))
         ],
-        "strengths": _strengths(first, seed, samples),
+        "strengths": _strengths(sides, seed, samples),
         "agreement": _agreement(judged, seed, samples),
-        "position": _position(first, seed, samples),
-        "lengths": _lengths(first, texts, tokenize),
+        "position": _position(sides, seed, samples),
+        "lengths": _lengths(first, texts, tokenize) if texts else None,
         "axes": _axes(first, models, seed, samples),
     }
     return _finite(found)
@@ -61,6 +69,7 @@ def pair(
     seed: int,
     samples: int,
     planned: int = 0,
+    overlap: int = 0,
 ) -> dict[str, Any]:
     """Two models: `model` is the one whose wins are counted."""
     outcomes = [judgements_lib.outcome(j, model) for j in shown]
@@ -68,22 +77,17 @@ def pair(
     prompts = rates.tally(by_prompt.values())
     raters = [j.rater for j in shown]
     several = len(set(raters)) > 1
-    overlap = collections.Counter(
-        collections.Counter(j.prompt for j in shown).values()
-    ).most_common(1)[0][0]
+    overlap = (
+        overlap
+        or collections.Counter(collections.Counter(j.prompt for j in shown).values()).most_common(
+            1
+        )[0][0]
+    )
     drawn = bootstrap.means(outcomes, [j.prompt for j in shown], samples=samples, seed=seed)
     both = bootstrap.means(
         outcomes, [j.prompt for j in shown], raters if several else None, samples=samples, seed=seed
     )
     planned = planned or prompts.count
-    decisive = (prompts.wins + prompts.losses) / prompts.count
-    needed = (
-        power.prompts_needed(prompts.wins / prompts.count, prompts.losses / prompts.count)
-        if decisive
-        else None
-    )
-    won, decided = lengths.longer_wins(shown, texts)
-    control = lengths.controlled(shown, texts, model)
     return {
         "model": model,
         "other": other,
@@ -103,21 +107,56 @@ def pair(
             "by_prompts": bootstrap.interval(2 * drawn - 1),
         },
         "sign_test": rates.sign_test(prompts.wins, prompts.losses),
-        "power": {
-            "of_this_size": power.of_prompts(
-                prompts.count, prompts.wins / prompts.count, prompts.losses / prompts.count
-            )
-            if decisive
-            else None,
-            "prompts_for_80_percent": needed,
-        },
+        "power": _power(prompts),
         "overlap": overlap,
         "sequential": _decision(
             sequential.decide(shown, model, overlap=overlap, planned=planned, seed=seed)
         ),
-        "longer_won": _share(won, decided),
-        "length_controlled": control._asdict() if control else None,
+        "lengths": _lengths_of_pair(shown, texts, model) if texts else None,
     }
+
+
+def _power(prompts: rates.Tally) -> dict[str, Any]:
+    """What prompts are worth if the shares seen are the true ones; None where nothing was decided."""
+    if not prompts.wins + prompts.losses:
+        return {"of_this_size": None, "prompts_for_80_percent": None, "curve": []}
+    win, loss = prompts.wins / prompts.count, prompts.losses / prompts.count
+    needed = power.prompts_needed(win, loss)
+    most = max(2 * prompts.count, min(2 * needed, 2000))
+    places = sorted({max(1, round(most * n / 24)) for n in range(1, 25)})
+    return {
+        "of_this_size": power.of_prompts(prompts.count, win, loss),
+        "prompts_for_80_percent": needed,
+        "curve": [(n, power.of_prompts(n, win, loss)) for n in places],
+    }
+
+
+def _lengths_of_pair(shown, texts: lengths.Texts, model: str) -> dict[str, Any]:
+    """points: by prompt, how many characters longer the answer of `model` is, and how often it won."""
+    control = lengths.controlled(shown, texts, model)
+    other = next(m for m in (shown[0].left, shown[0].right) if m != model)
+    return {
+        "longer_won": _share(*lengths.longer_wins(shown, texts)),
+        "always_longer": lengths.always_longer(shown, texts, model),
+        "controlled": control._asdict() if control else None,
+        "points": [
+            (len(texts[prompt, model]) - len(texts[prompt, other]), won)
+            for prompt, won in rates.by_prompt(shown, model).items()
+        ],
+    }
+
+
+def _raters(judged) -> dict[str, Any]:
+    """agreement.raters, with intervals of the share of A among decided verdicts and of equal repeats."""
+    found = {}
+    for name, facts in agreement.raters(judged).items():
+        shown = collections.Counter(j.verdict for j in judged if j.rater == name and not j.repeat)
+        same = round(facts["with_oneself"] * facts["repeats"]) if facts["repeats"] else 0
+        found[name] = dict(facts) | {
+            "left": _share(shown["left"], shown["left"] + shown["right"]),
+            "with_oneself": _share(same, int(facts["repeats"])),
+        }
+    return found
 
 
 def _decision(found: sequential.Decision) -> dict[str, Any]:
@@ -186,8 +225,15 @@ def _lengths(judged, texts, tokenize) -> dict[str, Any]:
     rate = [float(np.mean(won[m])) for m in order]
     longer, decided = lengths.longer_wins(judged, texts)
     return {
-        "models": {m: by_model[m] | {"adjusted": r} for m, r in zip(order, rate)},
-        "correlation": lengths.correlation([by_model[m]["characters"] for m in order], rate),
+        "models": {
+            m: by_model[m]
+            | {"adjusted": r, "always_longer": lengths.always_longer(judged, texts, m)}
+            for m, r in zip(order, rate)
+        },
+        "correlation": {
+            of: lengths.correlation([by_model[m][of] for m in order], rate)
+            for of in by_model[order[0]]
+        },
         "longer_won": _share(longer, decided),
     }
 

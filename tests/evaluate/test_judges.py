@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from jinstr import errors, run
@@ -245,6 +246,10 @@ def test_real_judgements_in_the_table(shared_data):
     (row,) = judge_agreement.table(found)
     assert row["first"].endswith("calm2-7b-chat") and row["prompts"] == 80
     assert row["win_rate"] == 0.7000 and row["adjusted"] == 0.7750
+    # Wilson of 56 of 80, and a drawing of prompts whose error is that of the mean.
+    assert row["win_interval"] == pytest.approx((0.59232, 0.78936), abs=1e-4)
+    half = 1.96 * np.std([1] * 56 + [0.5] * 12 + [0] * 12) / 80**0.5
+    assert row["adjusted_interval"] == pytest.approx((0.775 - half, 0.775 + half), abs=0.01)
     # g1 went to the first shown in 59 games of 79, g2 in 16 of 79.
     assert row["left"] == pytest.approx((59 + 16) / 158)
 
@@ -297,7 +302,7 @@ def test_a_study_brings_its_people(answers, server, tmp_path, capsys):
     assert judge(answers, server, "ANSWERS=", f"STUDY={folder}", "MODEL=g") == 0
     found = summary(answers)["agreement"]
     assert (found["looks"], found["agree"]) == (5, 2)
-    assert "agreement with people 40.0% of 5 looks" in capsys.readouterr().out
+    assert "agreement with people 40.0% (0.0%–80.0%) of 5 looks" in capsys.readouterr().out
     with pytest.raises(errors.DataError):
         judgements.read(answers)
 
@@ -332,4 +337,5 @@ def test_real_judgements_through_a_server(shared_data, tmp_path, server, capsys)
     assert len(server.requests) == 160 and summary(tmp_path / "x")["faults"] == {}
     (row,) = summary(tmp_path / "x")["pairs"]
     assert (row["first"], row["win_rate"], row["adjusted"]) == ("calm2", 0.7000, 0.7750)
-    assert "win rate 70.0%, with half of the ties 77.5%" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "win rate 70.0% (59.2%–78.9%), with half of the ties 77.5% (" in told
