@@ -95,8 +95,16 @@ class Theirs:
             max_new_tokens=LONGEST,
             eos_token_id=sorted(self.ends()),
         )
-        text = self.tokenizer.decode(found[0, prompt.shape[1] :], skip_special_tokens=True)
-        return text.replace("\ufffd", "")  # jinstr leaves bytes out that are no text
+        ids = [token for token in found[0, prompt.shape[1] :].tolist() if token not in self.ends()]
+        # Bytes that are no text are left out, as jinstr does; transformers puts marks in their place.
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        return b"".join(map(_bytes, pieces)).decode("utf-8", "ignore")
+
+
+def _bytes(piece: str) -> bytes:
+    if piece.startswith("<0x") and len(piece) == 6:
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("▁", " ").encode("utf-8")
 
 
 def compare(folder: str, choices: str, written: str, count: int = COUNT, template: int = 0):
