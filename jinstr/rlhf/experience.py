@@ -84,10 +84,13 @@ def pack(
 
 
 def _answer_places(mask_RT: np.ndarray, least: int) -> np.ndarray:
-    """i32 [R, A]: where a row's mask is True, then T; A goes up by eighths of T, so that few shapes are compiled."""
+    """i32 [R, A]: where a row's mask is True, then T.
+
+    A goes up by eighths of T, so that few shapes are compiled, and by 8, so that it divides over devices as T does.
+    """
     R, T = mask_RT.shape
-    eighth = -(-T // 8)
-    A = min(T, -(-max(1, least, mask_RT.sum(1).max(initial=0)) // eighth) * eighth)
+    unit = -(-T // 64) * 8
+    A = min(T, -(-max(1, least, mask_RT.sum(1).max(initial=0)) // unit) * unit)
     return np.sort(np.where(mask_RT, np.arange(T), T), axis=1)[:, :A].astype(np.int32)
 
 

@@ -118,8 +118,7 @@ def test_answer_places_name_every_token_of_the_answers():
     for row, mask in zip(places, rows.batch["loss_weights"] > 0, strict=True):
         assert row[: mask.sum()].tolist() == np.flatnonzero(mask).tolist()
         assert set(row[mask.sum() :].tolist()) <= {SEQ_LEN}
-    eighth = SEQ_LEN // 8
-    assert places.shape[1] % eighth == 0 or places.shape[1] == SEQ_LEN
+    assert places.shape[1] % 8 == 0 or places.shape[1] == SEQ_LEN
     more = experience.pack(every, range(12), seq_len=SEQ_LEN, pad_id=PAD, answer_places=SEQ_LEN)
     assert more.batch["answer_places"].shape[1] == SEQ_LEN
 
