@@ -1,22 +1,44 @@
-"""`jinstr compare make | read | export`: people compare answers in workbooks, blind; what they say becomes judgements,
-and judgements become training data."""
+"""`jinstr compare make | read | export | report`: people compare answers in workbooks, blind; what they say becomes
+judgements, and judgements become training data and a report."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import pathlib
 
 from jinstr import errors
 from jinstr.decode import requests
-from jinstr.evaluate import candidates, prompt_sets
+from jinstr.evaluate import (
+    candidates,
+    comparison,
+    comparison_report,
+    comparison_words,
+    judge_files,
+    prompt_sets,
+)
 from jinstr.human import design as design_lib
 from jinstr.human import judgements as judgements_lib
 from jinstr.human import preferences as preferences_lib
 from jinstr.human import sheet_foreign, sheet_reading, sheet_results, sheet_tables, sheets
 from jinstr.human import study as study_lib
+from jinstr.text import tokenizer as tokenizer_lib
 
-ACTIONS = ("make", "read", "export")
+ACTIONS = ("make", "read", "export", "report")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What a report shows beside people's judgements, and how intervals are drawn."""
+
+    judge: str = ""  # folders of jinstr judge, or their files, comma separated
+    tokenizer: str = ""  # file or folder, to count tokens of answers; "" = characters alone
+    samples: int = 2000  # of bootstrap intervals
+
+    def __post_init__(self):
+        if self.samples < 100:
+            raise errors.ConfigError("JI-COMPARE-010", f"SAMPLES={self.samples} is below 100")
 
 
 def compare(
@@ -30,8 +52,10 @@ def compare(
     models: str,
     preferences: preferences_lib.ExportConfig,
     output: str,
+    report: ReportConfig,
 ) -> dict:
     """make: workbooks for raters, and the key to them. read: what came back. export: rankings, pairs or labels of it.
+    report: a page of what is known, and report.json.
 
     study: the folder of all files of a study (human/study.py says which). What each action uses is in compare.gin.
     """
@@ -41,6 +65,8 @@ def compare(
         return make(study, answers, prompts, design)
     if action == "export":
         return export(study, preferences, output)
+    if action == "report":
+        return write_report(study, answers, prompts, report, design.seed)
     return read(study, input, models, prompts)
 
 
@@ -163,6 +189,52 @@ def export(study: str, config: preferences_lib.ExportConfig, output: str) -> dic
     return counts
 
 
+def write_report(study: str, answers: str, prompts: str, config: ReportConfig, seed: int) -> dict:
+    """STUDY/report.html and report.json of what was read so far, and of what judges said.
+
+    answers, prompts: texts of answers that a judge judged without a study. Errors: ConfigError, DataError where there
+    is nothing to report.
+    """
+    folder = pathlib.Path(study)
+    found = study_lib.read(folder) if (folder / "key" / "study.json").exists() else None
+    given = judge_files.read(config.judge)
+    source = folder / "judgements.jsonl"
+    judged = judgements_lib.read(source) if found and source.exists() else []
+    people = [j for j in judged if not j.rater.startswith("judge:")]
+    if not people and not given:
+        raise errors.DataError(
+            "JI-COMPARE-011",
+            f"nothing to report: {source} holds no judgements of people; jinstr compare read writes them, and "
+            "JUDGE=FOLDER shows what jinstr judge wrote",
+        )
+    items = found.items if found else ()
+    if answers:
+        items = [*items, *candidates.read(answers, prompts, every=False, least=1)[0]]
+    tokenize = tokenizer_lib.load(config.tokenizer).encode if config.tokenizer else None
+    counting = comparison.Counting(seed=seed, samples=config.samples, tokenize=tokenize)
+    facts = comparison.facts(
+        folder.resolve().name,
+        found,
+        people,
+        given,
+        comparison.texts_of(items),
+        _read_problems(folder / "problems.csv") if found else [],
+        counting,
+    )
+    page = comparison_report.write(folder, facts)
+    for line in comparison_words.told(facts):
+        print(line)
+    newer = [path for path in folder.glob("sheets/*.xlsx") if people and _is_newer(path, source)]
+    if newer:
+        print(f"jinstr: {len(newer)} sheets changed since jinstr compare read: {newer[0].name}, …")
+    print(f"{page}: the page, every figure of it in report.json")
+    return facts
+
+
+def _is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
+    return path.stat().st_mtime > than.stat().st_mtime
+
+
 _LEFT_OUT = {
     "tied": "ties, which prefer nothing, left out",
     "between": "answers neither good nor bad enough for a label, left out",
@@ -225,3 +297,12 @@ def _write_problems(path: pathlib.Path, problems) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(table.getvalue().encode("utf-8-sig"))
     part.replace(path)
+
+
+def _read_problems(path: pathlib.Path) -> list[dict[str, str]]:
+    """What `read` could not read, by the table it wrote."""
+    if not path.exists():
+        return []
+    rows = csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline=""))
+    names = ("file", "sheet", "cell", "value", "request", "problem", "code")
+    return [dict(zip(names, row)) for row in list(rows)[1:]]

@@ -70,6 +70,7 @@ class Controlled(NamedTuple):
     high: float
     slope: float  # log odds for an answer that is much longer
     slope_error: float
+    scale: float  # the standard deviation, about 0, in characters
 
 
 def controlled(
@@ -93,7 +94,8 @@ def controlled(
     if not difference.any():
         return None
     # About 0 and not about the mean: equal length is what is asked about.
-    x = np.stack([np.ones(len(shown)), np.tanh(difference / math.sqrt((difference**2).mean()))], 1)
+    scale = math.sqrt((difference**2).mean())
+    x = np.stack([np.ones(len(shown)), np.tanh(difference / scale)], 1)
     theta = np.zeros(2)
     for _ in range(50):
         p = 1 / (1 + np.exp(-x @ theta))
@@ -104,4 +106,4 @@ def controlled(
             break
     error = np.sqrt(np.diag(np.linalg.inv(information)))
     rates = 1 / (1 + np.exp(-(theta[0] + np.array([0.0, -1.96, 1.96]) * error[0])))
-    return Controlled(*map(float, rates), float(theta[1]), float(error[1]))
+    return Controlled(*map(float, rates), float(theta[1]), float(error[1]), scale)

@@ -57,7 +57,7 @@ def summary(
         "lengths": _lengths(first, texts, tokenize) if texts else None,
         "axes": _axes(first, models, seed, samples),
     }
-    return _finite(found)
+    return finite(found)
 
 
 def pair(
@@ -123,7 +123,7 @@ def _power(prompts: rates.Tally) -> dict[str, Any]:
     win, loss = prompts.wins / prompts.count, prompts.losses / prompts.count
     needed = power.prompts_needed(win, loss)
     most = max(2 * prompts.count, min(2 * needed, 2000))
-    places = sorted({max(1, round(most * n / 24)) for n in range(1, 25)})
+    places = sorted({*map(round, np.geomspace(2, most, 32)), prompts.count})
     return {
         "of_this_size": power.of_prompts(prompts.count, win, loss),
         "prompts_for_80_percent": needed,
@@ -260,14 +260,14 @@ def _axes(judged, models: Sequence[str], seed: int, samples: int) -> dict[str, A
     return found
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinities as None, tuples as lists: what JSON can hold."""
     if dataclasses.is_dataclass(value):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
-        return {key: _finite(of) for key, of in value.items()}
+        return {key: finite(of) for key, of in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(of) for of in value]
+        return [finite(of) for of in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
