@@ -71,7 +71,7 @@ def _of(found: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -> d
         "power": comparison_plots.power(pairs),
         "strengths": comparison_plots.strengths(found["strengths"]),
         "axes": comparison_plots.axes_of(found["axes"], found["models"]) if found["axes"] else "",
-        "sides": comparison_plots.sides(found["raters"]),
+        "sides": comparison_plots.sides(found["raters"]) if found["position"] else "",
         "alphas": comparison_plots.alphas(found["agreement"]),
         "of_models": [comparison_plots.length_of_models(sizes, of) for of in kinds],
         "of_answers": comparison_plots.length_of_answers(pairs),

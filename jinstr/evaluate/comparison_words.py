@@ -212,7 +212,7 @@ def _length(found: Mapping[str, Any]) -> list[str]:
 
 
 def _position(found: Mapping[str, Any]) -> list[str]:
-    low, high = found["position"]["interval"]
+    low, high = found["position"]["interval"] if found["position"] else (0, 0)
     if low <= 0 <= high:
         return []
     return [

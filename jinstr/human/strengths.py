@@ -27,7 +27,7 @@ class Strengths(NamedTuple):
     models: tuple[str, ...]
     log_odds: np.ndarray  # f64 [M], mean 0
     covariance: np.ndarray  # f64 [M, M], of judgements as if each was of a prompt of its own
-    side: float  # log odds that the left side is worth
+    side: float  # log odds that the left side is worth; NaN where models always stood on one side, which tells nothing
     tie: float  # t; 0 where nobody saw a tie
     groups: tuple[tuple[str, ...], ...]  # more than one: between them nothing can be said
 
@@ -57,15 +57,20 @@ def fit_counts(found: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]
     contrast_MQ = np.linalg.qr(np.eye(M) - 1 / M)[0][:, : M - 1]
     left, right = np.nonzero(found.sum(-1))
     n_CO = found[left, right]
-    Q = M - 1 + 1 + has_ties
+    apart_CQ = contrast_MQ[left] - contrast_MQ[right]
+    with_side = np.c_[apart_CQ, np.ones(len(left))]
+    # Where a side always holds the same model, what it is worth cannot be told from what the model is worth.
+    has_side = int(np.linalg.matrix_rank(with_side) > np.linalg.matrix_rank(apart_CQ))
+    Q = M - 1 + has_side + has_ties
     outcomes = 3 if has_ties else 2
     x_COQ = np.zeros((len(left), outcomes, Q))
     x_COQ[:, 0, : M - 1] = contrast_MQ[left]
     x_COQ[:, 1, : M - 1] = contrast_MQ[right]
-    x_COQ[:, 0, M - 1] = 1.0
+    if has_side:
+        x_COQ[:, 0, M - 1] = 1.0
     if has_ties:
         x_COQ[:, 2] = (x_COQ[:, 0] + x_COQ[:, 1]) / 2
-        x_COQ[:, 2, M] = 1.0
+        x_COQ[:, 2, -1] = 1.0
     n_CO = n_CO[:, :outcomes]
     theta_Q = np.zeros(Q)
     for _ in range(100):
@@ -85,11 +90,11 @@ def fit_counts(found: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]
         if np.abs(step_Q).max() < 1e-9:
             break
     covariance_QQ = np.linalg.inv(hessian_QQ)[: M - 1, : M - 1]
-    tie = math.exp(theta_Q[M]) if has_ties else 0.0
+    tie = math.exp(theta_Q[-1]) if has_ties else 0.0
     return (
         contrast_MQ @ theta_Q[: M - 1],
         contrast_MQ @ covariance_QQ @ contrast_MQ.T,
-        float(theta_Q[M - 1]),
+        float(theta_Q[M - 1]) if has_side else math.nan,
         tie,
     )
 

@@ -30,11 +30,13 @@ def summary(
 
     texts: (prompt, model) → answer; what hangs on lengths is None where one is missing. planned: prompts of the study,
     0 = those that were judged. overlap: raters of each comparison, 0 = as most have. looks: where `judged` joins
-    several looks at a pair (a judge's two orders), those, for what hangs on the side. NaN is written as None.
+    several looks at a pair (a judge's two orders), those, for what hangs on the side; position is None where models
+    always stood on one side. NaN is written as None.
     Errors: ValueError without judgements.
     """
     first = [j for j in judged if not j.repeat]
     sides = first if looks is None else looks
+    fitted = strengths.fit(sides)
     of_pair = {"seed": seed, "samples": samples, "planned": planned, "overlap": overlap}
     if not all((j.prompt, m) in texts for j in first for m in (j.left, j.right)):
         texts = {}
@@ -51,9 +53,9 @@ def summary(
             for model, other in itertools.combinations(models, 2)
             if (shown := rates.between(first, model, other))
         ],
-        "strengths": _strengths(sides, seed, samples),
+        "strengths": _strengths(sides, fitted, seed, samples),
         "agreement": _agreement(judged, seed, samples),
-        "position": _position(sides, seed, samples),
+        "position": None if math.isnan(fitted.side) else _position(sides, seed, samples),
         "lengths": _lengths(first, texts, tokenize) if texts else None,
         "axes": _axes(first, models, seed, samples),
     }
@@ -172,8 +174,7 @@ def _share(count: int, whole: int) -> dict[str, Any]:
     }
 
 
-def _strengths(judged, seed: int, samples: int) -> dict[str, Any]:
-    found = strengths.fit(judged)
+def _strengths(judged, found: strengths.Strengths, seed: int, samples: int) -> dict[str, Any]:
     # A fit for every sample: fewer of them, as intervals of a hundredth need no thousands.
     drawn = strengths.intervals(judged, samples=min(samples, 500), seed=seed)
     return {

@@ -390,3 +390,32 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         comparison_report.write(study, again | {"name": "other"})
     assert before == {name: (study / name).read_bytes() for name in before}
     assert math.isclose(again["people"]["pairs"][0]["adjusted"]["rate"], 0.5)
+
+
+def test_sheets_from_elsewhere(tmp_path):
+    """Models that always stand on one side: nothing is said of the side."""
+    book = openpyxl.Workbook()
+    book.active.append(["prompt", "A", "B", "優劣"])
+    for n in range(12):
+        book.active.append([f"質問{n}", f"答{n}", f"別{n}", "A" if n % 3 else "tie"])
+    book.save(tmp_path / "own.xlsx")
+    study = tmp_path / "own"
+    words = [f"STUDY={study}", f"INPUT={tmp_path}/own.xlsx", "MODELS=A=ours,B=theirs"]
+    assert run.main(["compare", "read", *words]) == 0
+    facts, page = reported(study)
+    assert facts["people"]["pairs"][0]["judgements"] == {"wins": 8, "losses": 0, "ties": 4}
+    assert facts["people"]["position"] is None and "cannot be told" in page
+    assert "shown as A wins" not in " ".join(facts["reading"]) and wrong(facts, page) == []
+
+
+def test_a_judge_in_one_order_has_no_win_rate(tmp_path):
+    looks = [judging.judged(f"p{n}", "left", "judge:j") for n in range(5)]
+    judgements.write(tmp_path / "one.jsonl", looks)
+    facts, page = reported(tmp_path / "s", f"JUDGE={tmp_path}/one.jsonl")
+    assert facts["judges"][0]["summary"] is None and facts["judges"][0]["looks"] == 5
+    assert "no pair that was judged in both orders" in page
+    both = looks + [judging.judged(f"p{n}", "right", "judge:j", "b", "a") for n in range(5)]
+    judgements.write(tmp_path / "one.jsonl", both)
+    facts, page = reported(tmp_path / "s", f"JUDGE={tmp_path}/one.jsonl")
+    assert facts["judges"][0]["summary"]["pairs"][0]["adjusted"]["rate"] == 1.0
+    assert "The answers' texts are not known here" in page and wrong(facts, page) == []

@@ -57,6 +57,20 @@ def test_two_models_have_a_closed_form():
     assert drawn["a"][0] < a < drawn["a"][1] and drawn["a"][0] > 0
 
 
+def test_sides_that_always_hold_one_model_take_nothing_from_it():
+    """Sheets from elsewhere: the same verdicts with sides in balance give the same strengths, and the side."""
+    outcomes = [1.0] * 60 + [0.5] * 10 + [0.0] * 20
+    balanced = judging.of_outcomes(outcomes)
+    sides = {1.0: "left", 0.5: "tie", 0.0: "right"}
+    fixed = [judging.judged(f"p{n}", sides[x]) for n, x in enumerate(outcomes)]
+    found, wanted = strengths.fit(fixed), strengths.fit(balanced)
+    assert math.isnan(found.side) and abs(wanted.side) < 0.1
+    assert found.log_odds == pytest.approx(wanted.log_odds, abs=0.02)
+    texts = {(j.prompt, m): "答" for j in fixed for m in "ab"}
+    assert summary.summary(fixed, texts, seed=0, samples=100)["position"] is None
+    assert summary.summary(balanced, texts, seed=0, samples=100)["position"] is not None
+
+
 def test_groups_that_were_never_compared_and_models_that_never_lose():
     rows = judging.of_outcomes([1.0] * 10) + judging.of_outcomes([1.0] * 10, "c", "d")
     found = strengths.fit(rows)
