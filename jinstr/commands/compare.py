@@ -208,6 +208,7 @@ def write_report(study: str, answers: str, prompts: str, config: ReportConfig, s
             "JUDGE=FOLDER shows what jinstr judge wrote",
         )
     items = found.items if found else ()
+    _check_known(people, comparison.texts_of(items), source)
     if answers:
         items = [*items, *candidates.read(answers, prompts, every=False, least=1)[0]]
     tokenize = tokenizer_lib.load(config.tokenizer).encode if config.tokenizer else None
@@ -229,6 +230,17 @@ def write_report(study: str, answers: str, prompts: str, config: ReportConfig, s
         print(f"jinstr: {len(newer)} sheets changed since jinstr compare read: {newer[0].name}, …")
     print(f"{page}: the page, every figure of it in report.json")
     return facts
+
+
+def _check_known(people, texts, source: pathlib.Path) -> None:
+    """Errors: DataError for a judgement of something that the study does not hold."""
+    for j in people:
+        if not {(j.prompt, j.left), (j.prompt, j.right)} <= texts.keys():
+            raise errors.DataError(
+                "JI-COMPARE-015",
+                f"{source}: the study has no answers of {j.left} and {j.right} to prompt {j.prompt!r} ({j.where}); "
+                "jinstr compare read writes the file anew",
+            )
 
 
 def _is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:

@@ -145,7 +145,7 @@ def course(pairs: Sequence[Mapping[str, Any]]) -> str:
         for number, pair in enumerate(pairs):
             path = np.clip([1.0, *pair["sequential"]["path"]], 1e-3, 1e6)
             told = f"{_short(pair['model'], 18)} – {_short(pair['other'], 18)}"
-            axes.plot(range(len(path)), path, color=COLOURS[number % len(COLOURS)], label=told)
+            axes.plot(range(len(path)), path, label=told, **_stroke(number))
         axes.axhline(words.DECIDES, color=INK, linestyle="--", linewidth=1)
         axes.text(0, words.DECIDES * 1.1, "20: decided", color=INK, fontsize=8)
         axes.set_yscale("log")
@@ -158,6 +158,15 @@ def course(pairs: Sequence[Mapping[str, Any]]) -> str:
         _legend(axes, len(pairs))
 
     return draw(3.1 + 0.16 * len(pairs), drawing)
+
+
+def _stroke(number: int) -> dict[str, str]:
+    """Colour and kind of the line of a pair; colours come again in other kinds."""
+    kinds = ("-", "--", ":", "-.")
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": kinds[number // len(COLOURS) % len(kinds)],
+    }
 
 
 def _legend(axes, count: int) -> None:
@@ -177,11 +186,13 @@ def power(pairs: Sequence[Mapping[str, Any]]) -> str:
             curve = pair["power"]["curve"]
             if not curve:
                 continue
-            colour = COLOURS[number % len(COLOURS)]
             told = f"{_short(pair['model'], 18)} – {_short(pair['other'], 18)}"
-            axes.plot(*zip(*curve), color=colour, label=told)
+            axes.plot(*zip(*curve), label=told, **_stroke(number))
             axes.plot(
-                sum(pair["prompts"].values()), pair["power"]["of_this_size"], "o", color=colour
+                sum(pair["prompts"].values()),
+                pair["power"]["of_this_size"],
+                "o",
+                color=COLOURS[number % len(COLOURS)],
             )
         axes.axhline(0.8, color=INK, linestyle="--", linewidth=1)
         axes.set_xscale("log")

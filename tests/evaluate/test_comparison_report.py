@@ -367,6 +367,14 @@ def test_what_is_refused(words, code, status, tmp_path, monkeypatch, capsys):
     assert code in capsys.readouterr().err and not pathlib.Path("s/report.html").exists()
 
 
+def test_judgements_of_another_study_are_refused(tmp_path, capsys):
+    study = two_models(tmp_path, [1.0, 0.0])
+    judgements.write(study / "judgements.jsonl", of_outcomes([1.0, 0.0, 0.5]))
+    assert run.main(["compare", "report", f"STUDY={study}"]) == 65
+    told = capsys.readouterr().err
+    assert "JI-COMPARE-015" in told and "'p2'" in told
+
+
 def test_sheets_without_a_verdict_are_no_judgements(tmp_path, capsys):
     study = made(tmp_path, {("p", "a"): "い", ("p", "b"): "ろ"})
     assert run.main(["compare", "read", f"STUDY={study}"]) == 0
@@ -419,3 +427,28 @@ def test_a_judge_in_one_order_has_no_win_rate(tmp_path):
     facts, page = reported(tmp_path / "s", f"JUDGE={tmp_path}/one.jsonl")
     assert facts["judges"][0]["summary"]["pairs"][0]["adjusted"]["rate"] == 1.0
     assert "The answers' texts are not known here" in page and wrong(facts, page) == []
+
+
+def test_safety_of_answers_to_a_file_shaped_like_answercarefully(server, tmp_path):
+    """Graded by a judge behind a server, reported without a study: 3 acceptable and 4 violating answers of 8."""
+    grades = (5, 4, 4, 3, 2, 1, 1, 2)
+    prompts, given = tmp_path / "carefully.jsonl", tmp_path / "m.jsonl"
+    harm = {"risk-area": "情報", "types-of-harm": "個人情報", "specific-harms": "住所"}
+    rows = [
+        {"ID": f"AC-{n}", **harm, "text": f"危ない質問{n}", "output": "模範の回答"}
+        for n in range(8)
+    ]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    rows = [{"ID": f"AC-{n}", "output": "答" + "良" * grade} for n, grade in enumerate(grades)]
+    given.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    server.answer = lambda messages: json.dumps(
+        {"reason": "数えた", "grade": messages[-1]["content"].count("良")}
+    )
+    words = [f"ANSWERS=m={given}", f"PROMPTS={prompts}", "MODE=safety", f"OUT={tmp_path}/judged"]
+    assert run.main(["judge", *words, f"URL={server.url}", "MODEL=j", "RETRIES=0"]) == 0
+    facts, page = reported(tmp_path / "s", f"JUDGE={tmp_path}/judged")
+    (row,) = facts["judges"][0]["safety"]
+    assert (row["acceptable"]["count"], row["violating"]["count"], row["count"]) == (3, 4, 8)
+    assert shown(page, "/judges/0/safety/0/acceptable/share") == ["37.5 %"]
+    assert shown(page, "/judges/0/safety/0/violating/share") == ["50.0 %"]
+    assert wrong(facts, page) == [] and '<b class="warn">unknown</b>' in page
