@@ -168,7 +168,10 @@ def _beside(summary: dict) -> str:
         if not found["looks"]:
             return "agreement with people: no answer in common"
         rank = found["spearman"]
-        return f"rank correlation with people {'–' if rank is None else f'{rank:.2f}'} over {found['looks']} looks"
+        told = "–" if rank is None else f"{rank:.2f}"
+        if found["interval"]:
+            told += " ({:.2f} to {:.2f})".format(*found["interval"])
+        return f"rank correlation with people {told} over {found['looks']} looks"
     return "agreement with people: not measured (PEOPLE=judgements.jsonl)"
 
 

@@ -273,7 +273,9 @@ def _agreement(found: Mapping[str, Any] | None) -> str:
 def _correlation(found: Mapping[str, Any] | None) -> str:
     if not found or not found["looks"]:
         return "agreement with people unknown"
-    return f"rank correlation with people {value(found['spearman'])} over {count(found['looks'])} looks"
+    between = found["interval"]
+    told = f" ({value(between[0])} to {value(between[1])})" if between else ""
+    return f"rank correlation with people {value(found['spearman'])}{told} over {count(found['looks'])} looks"
 
 
 def _line(pair: Mapping[str, Any]) -> str:

@@ -10,7 +10,9 @@ import numpy as np
 from scipy import stats
 
 from jinstr.evaluate import judges
-from jinstr.human import judgements, rates
+from jinstr.human import bootstrap, judgements, rates
+
+SAMPLES = 500  # of the interval of a rank correlation
 
 ACCEPTABLE, VIOLATING = (
     4,
@@ -53,11 +55,13 @@ def agreement(grades: Sequence[judges.Grade], people: Sequence[judgements.Judgem
     """A judge's grades beside people's scores of the same answers.
 
     Each score sheet of a person on an answer is a look; hidden repeats are left out. Returns {"looks", "spearman": rank
-    correlation of the grade and the mean of a person's scores, "axes": {axis: {"looks", "same": share of equal scores,
-    "near": share within 1, "difference": mean of judge minus person}}}. None where it is not defined.
+    correlation of the grade and the mean of a person's scores, "interval": of that, by drawing prompts again, "axes":
+    {axis: {"looks", "same": share of equal scores, "near": share within 1, "difference": mean of judge minus person}}}.
+    None where it is not defined.
     """
     of_answer = {(grade.prompt, grade.model): grade for grade in grades}
     both: list[tuple[float, float]] = []
+    prompts: list[str] = []
     by_axis: dict[str, list[int]] = collections.defaultdict(list)
     for judgement in people:
         sides = ((judgement.left, judgement.scores_left), (judgement.right, judgement.scores_right))
@@ -66,6 +70,7 @@ def agreement(grades: Sequence[judges.Grade], people: Sequence[judgements.Judgem
             if grade is None or not scores or judgement.repeat:
                 continue
             both.append((grade.grade, _mean(list(scores.values()))))
+            prompts.append(judgement.prompt)
             for axis in scores.keys() & grade.axes.keys():
                 by_axis[axis].append(grade.axes[axis] - scores[axis])
     axes = {
@@ -77,7 +82,12 @@ def agreement(grades: Sequence[judges.Grade], people: Sequence[judgements.Judgem
         }
         for axis, found in sorted(by_axis.items())
     }
-    return {"looks": len(both), "spearman": _spearman(both), "axes": axes}
+    return {
+        "looks": len(both),
+        "spearman": _spearman(both),
+        "interval": _interval(both, prompts),
+        "axes": axes,
+    }
 
 
 def _by_model(grades: Sequence[judges.Grade]) -> dict[str, list[judges.Grade]]:
@@ -94,6 +104,18 @@ def _mean(values: Sequence[float]) -> float:
 def _rate(count: int, whole: int) -> dict:
     low, high = rates.wilson(count, whole)
     return {"count": count, "share": count / whole, "low": low, "high": high}
+
+
+def _interval(both, prompts: Sequence[str]) -> tuple[float, float] | None:
+    """Of the rank correlation; None where it is not defined."""
+    if _spearman(both) is None:
+        return None
+    prompt_N = bootstrap.numbered(prompts)
+    drawn_SP = bootstrap.draws(prompt_N.max() + 1, SAMPLES, np.random.default_rng(0))
+    values = np.array(both)
+    again = (np.repeat(values, drawn_P[prompt_N].astype(int), axis=0) for drawn_P in drawn_SP)
+    found = [value for rows in again if (value := _spearman(rows.tolist())) is not None]
+    return bootstrap.interval(np.array(found)) if found else None
 
 
 def _spearman(both: Sequence[tuple[float, float]]) -> float | None:

@@ -282,6 +282,22 @@ def test_grades_beside_scores_of_people():
     found = judge_grades.agreement(grades, people)
     assert found["looks"] == 4 and found["spearman"] == pytest.approx(1.0)
     assert found["axes"] == {"fluency": {"looks": 4, "same": 0.0, "near": 1.0, "difference": 1.0}}
+    rng = np.random.default_rng(0)
+    many = [
+        judgements.Judgement(
+            prompt=f"q{n}", rater="p", left="m1", right="m2", verdict="tie",
+            scores_left={"fluency": int(rng.integers(1, 6))},
+        )
+        for n in range(200)
+    ]  # fmt: skip
+    noisy = [grade(j.prompt, "m1", j.scores_left["fluency"] + rng.normal(0, 2)) for j in many]
+    found = judge_grades.agreement(noisy, many)
+    low, high = found["interval"]
+    # Fisher's interval is (1 - r²) · 1.96 / √n wide to a side, to the first order.
+    half = 1.96 * (1 - found["spearman"] ** 2) / 200**0.5
+    assert (low, high) == pytest.approx(
+        (found["spearman"] - half, found["spearman"] + half), abs=0.04
+    )
     turned_round = [grade(f"q{n}", "m2", 2 + n) for n in range(4)]
     assert judge_grades.agreement(turned_round, people)["spearman"] == pytest.approx(-1.0)
     assert judge_grades.agreement([grade("q0", "m1", 3)], people)["spearman"] is None
