@@ -13,6 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jinstr.models import splash
+from jinstr.parallel import mesh as mesh_lib
+
 # Not -inf: a fully masked row (padding in a cache) must stay finite.
 MASKED = -1e30
 BLOCK = 128
@@ -112,12 +115,18 @@ def attend(
     softcap: float = 0.0,
     implementation: str = "xla",
     branches_BT=None,
+    rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
 ) -> jax.Array:
     """Attention output [B, T, N, H] in the type of v. Branches need T == S, as there is none in a cache.
 
-    `blocked` needs T == S and keys in the order of the queries (training, no cache): a block of queries then never
-    sees later keys, so those products are not computed at all. Same values as `xla` up to rounding.
+    `blocked` and `splash` need T == S and keys in the order of the queries (training, no cache): a block of queries
+    then never sees later keys, so those products are not computed at all. Same values as `xla` up to rounding. The
+    kernel of `splash` knows no branches: rows that have them are computed as `blocked`.
     """
+    if implementation == "splash" and branches_BT is None:
+        return splash.attend(
+            q_BTNH, k_BSKH, v_BSKH, segments_BT, scale=scale, softcap=softcap, rules=rules
+        )
     if implementation == "xla" or q_BTNH.shape[1] <= BLOCK:
         mask = visible(
             positions_BT,

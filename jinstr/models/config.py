@@ -104,7 +104,9 @@ class DecoderConfig:
     layer_pattern: str = "global"  # e.g. "local,global", repeated over the layers
     scan_layers: bool = True  # one compiled block for all layers; False unrolls (same parameters)
     remat: str = "none"  # none | dots | full: what the backward pass computes again
-    attention: str = "blocked"  # xla (reference) | blocked (skips what is masked, in blocks)
+    attention: str = (
+        "blocked"  # xla (reference) | blocked (skips what is masked) | splash (kernel, TPU only)
+    )
     compute_dtype: str = "auto"  # auto = bfloat16 on accelerators, float32 on CPU
     param_dtype: str = "float32"
     lora: LoraConfig = (
@@ -117,7 +119,7 @@ class DecoderConfig:
             "activation": ("silu", "gelu", "gelu_tanh"),
             "rope_scaling": ("", "linear", "llama3"),
             "remat": ("none", "dots", "full"),
-            "attention": ("xla", "blocked"),
+            "attention": ("xla", "blocked", "splash"),
             "heads": ("language", "score", "both"),
         }
         for field, allowed in choices.items():
@@ -136,6 +138,12 @@ class DecoderConfig:
                 raise errors.ConfigError(
                     "JI-MODEL-003", f"layer_pattern {self.layer_pattern!r}: only global and local"
                 )
+
+        if self.attention == "splash" and any(self.local_layers):
+            raise errors.ConfigError(
+                "JI-MODEL-009",
+                "attention = 'splash' knows no window, but this model has local layers; take 'blocked'",
+            )
 
     @property
     def local_layers(self) -> tuple[bool, ...]:
@@ -180,7 +188,7 @@ class ExecutionConfig:
 
     scan_layers: bool = True  # one compiled block for all layers; False unrolls
     remat: str = "none"  # none | dots | full
-    attention: str = "blocked"  # xla | blocked
+    attention: str = "blocked"  # xla | blocked | splash (TPU)
     compute_dtype: str = "auto"  # auto | bfloat16 | float32
     lora: LoraConfig = LoraConfig()  # what is trained in place of the model, if anything
 

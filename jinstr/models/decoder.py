@@ -167,6 +167,7 @@ def block(
         softcap=config.attention_softcap,
         implementation="xla" if cache is not None else config.attention,
         branches_BT=branches_BT,
+        rules=rules,
     )
     out_BTD = a.out(out_BTNH.reshape(B, T, -1))
     if config.post_norms:

@@ -324,8 +324,16 @@ def make_step(
         out_shardings=(place, whole),
         compiler_options=compiler_options(),
     )
-    # An argument and not a constant of the program: that would be a second copy of it.
-    return lambda state, batch: jitted(state, batch, frozen)
+
+    def call(state, batch):
+        with jax.set_mesh(
+            mesh
+        ):  # for what the model pins, and kernels that every device runs by itself
+            # The base is an argument and not a constant of the program: that would be a second copy of it.
+            return jitted(state, batch, frozen)
+
+    call.jitted = jitted
+    return call
 
 
 def place_batch(batch: dict, mesh: Mesh, rules: mesh_lib.AxisRules) -> dict:
@@ -345,4 +353,8 @@ def make_evaluator(model, mesh: Mesh, rules: mesh_lib.AxisRules):
         _, nll = nll_sum(model, params, batch, rules)
         return nll, batch["loss_weights"].sum()
 
-    return evaluate
+    def call(params, batch):
+        with jax.set_mesh(mesh):
+            return evaluate(params, batch)
+
+    return call
