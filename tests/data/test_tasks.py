@@ -166,6 +166,7 @@ def test_tasks_of_dialogues_trees_and_choices_yield_all_that_files_yield(run):
     assert chooses and answers == ["候補2", "候補0"]
 
 
+@pytest.mark.slow
 def test_tasks_of_real_files_yield_all_that_files_yield(run, shared_data, monkeypatch):
     monkeypatch.setenv("REAL_DATA", str(shared_data))
     found, chooses, _ = run(COMPARE, shapes=SHAPES)
@@ -173,6 +174,7 @@ def test_tasks_of_real_files_yield_all_that_files_yield(run, shared_data, monkey
     assert found["squad"][0] == 4057 and found["choices"][0] == 3000
 
 
+@pytest.mark.slow
 def test_sets_of_tasks_follow_the_files_and_modules_behind_them(run, tokenizer_path):
     """Also that a second start asks no child process, and imports no TensorFlow."""
     found = run(

@@ -86,6 +86,7 @@ def test_the_export_is_the_model(place):
     assert generation["max_new_tokens"] == 64
 
 
+@pytest.mark.slow
 def test_tuning_goes_on_from_it_with_the_same_losses(place, world):
     """Weights, ids and template all came through: the first loss is the same to the last bit."""
     losses = {}

@@ -158,6 +158,7 @@ def test_a_run_that_breaks_off_goes_on_to_the_same_bits(whole, monkeypatch, comm
         assert {key: one[key] for key in kept} == {key: two[key] for key in kept}
 
 
+@pytest.mark.slow
 def test_a_critic_of_its_own_text_and_adapters(whole, world, monkeypatch):
     settings = dict(
         CRITIC="policy", CRITIC_WARMUP=1, CRITIC_LEARNING_RATE=1e-2, LORA_RANK=2, TEXT=world / "corpus.jsonl",

@@ -74,6 +74,7 @@ def losses(folder, data, *more):
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
+@pytest.mark.slow
 def test_a_sheet_with_japanese_columns_trains_to_the_same_loss(place):
     columns = "FIELDS=instruction=質問,output=回答,id=ID"
     written = losses(place, "jsonl/rows.jsonl", "FORMAT=ichikara")
