@@ -1,33 +1,70 @@
 """Losses of language models, without ever holding [B, T, V] logits when they are large.
 
-B batch, T places, D width, V vocabulary, M = B·T places, C places of one chunk.
+B batch, T places, D width, V vocabulary, C places of one chunk, X groups of them.
 Both functions walk over chunks of places whose f32 logits stay below `CHUNK_BYTES`.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jinstr.parallel import mesh as mesh_lib
+
 CHUNK_BYTES = 256 * 2**20
 
 
-def chunk_places(places: int, vocab_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Places a chunk holds: the largest even split of `places` whose f32 logits fit `chunk_bytes`."""
-    chunks = max(1, -(-places * vocab_size * 4 // chunk_bytes))
-    return -(-places // chunks)
+class Chunks(NamedTuple):
+    """How places [*shape] are walked over: whole (1 chunk), or in chunks of `size` places.
+
+    by_rows: each chunk has places of every row, every `count`-th of it, so that no device waits for another whose rows
+    or part of the sequence are at work.
+    """
+
+    shape: tuple[int, ...]
+    count: int
+    size: int
+    by_rows: bool
 
 
-def _chunked(places: int, size: int, *arrays):
-    """Cut [M, …] arrays into [chunks, C, …], zero-padded at the end."""
-    chunks = -(-places // size)
-    extra = chunks * size - places
-    return [
-        jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:])
-        for x in arrays
-    ]
+def chunks_of(
+    shape: tuple[int, ...], vocab_size: int, chunk_bytes: int = CHUNK_BYTES, devices: int = 1
+) -> Chunks:
+    """The fewest even chunks whose f32 logits fit `chunk_bytes` on each of the devices that share the rows."""
+    places = math.prod(shape)
+    count = max(1, -(-places * vocab_size * 4 // (chunk_bytes * devices)))
+    if devices == 1 or len(shape) != 2 or count == 1:
+        return Chunks(shape, count, -(-places // count), by_rows=False)
+    rows, length = shape
+    count = next((n for n in range(min(count, length), length) if length % n == 0), length)
+    return Chunks(shape, count, rows * (length // count), by_rows=True)
+
+
+def cut(chunks: Chunks, x: jax.Array) -> jax.Array:
+    """[*shape, …] → [count, size, …], zero-padded at the end."""
+    rest = x.shape[len(chunks.shape) :]
+    if chunks.by_rows:
+        rows, length = chunks.shape
+        x = x.reshape(rows, length // chunks.count, chunks.count, *rest)
+        return jnp.moveaxis(x, 2, 0).reshape(chunks.count, chunks.size, *rest)
+    x = x.reshape(-1, *rest)
+    extra = chunks.count * chunks.size - len(x)
+    x = jnp.pad(x, [(0, extra)] + [(0, 0)] * len(rest))
+    return x.reshape(chunks.count, chunks.size, *rest)
+
+
+def join(chunks: Chunks, x: jax.Array) -> jax.Array:
+    """The inverse of `cut`."""
+    rest = x.shape[2:]
+    if chunks.by_rows:
+        rows, length = chunks.shape
+        x = x.reshape(chunks.count, rows, length // chunks.count, *rest)
+        return jnp.moveaxis(x, 0, 2).reshape(*chunks.shape, *rest)
+    return x.reshape(-1, *rest)[: math.prod(chunks.shape)].reshape(*chunks.shape, *rest)
 
 
 def _logits(hidden_CD, head_DV, softcap):
@@ -50,8 +87,11 @@ def _chunk_nll(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap):
     return nll + z_loss * jnp.sum(weights_C * logsumexp_C**2), nll
 
 
-def _chunk_gradients(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap, head_is_trained):
-    """As `_chunk_nll`, and the gradients of its first value by hidden [C, D] and head [D, V] (None if not trained)."""
+def _chunk_gradients(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap, groups):
+    """As `_chunk_nll`, and the gradients of its first value by hidden [C, D] and head, [groups, D, V].
+
+    The latter is left as a sum over each group of places, to be added up later; None for no groups (not trained).
+    """
     logits_CV, slope_CV = _logits(hidden_CD, head_DV, softcap)
     top_C = jax.lax.stop_gradient(logits_CV.max(-1))
     exp_CV = jnp.exp(logits_CV - top_C[:, None])
@@ -67,10 +107,15 @@ def _chunk_gradients(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap, 
         slope_of_logits_CV = slope_of_logits_CV * slope_CV
     slope_of_logits_CV = slope_of_logits_CV.astype(hidden_CD.dtype)
     grad_hidden_CD = jnp.matmul(slope_of_logits_CV, head_DV.T.astype(hidden_CD.dtype))
-    if not head_is_trained:
+    if not groups:
         return total, nll, grad_hidden_CD, None
-    grad_head_DV = jnp.matmul(hidden_CD.T, slope_of_logits_CV, preferred_element_type=jnp.float32)
-    return total, nll, grad_hidden_CD, grad_head_DV
+    hidden_XCD, slope_XCV = (
+        x.reshape(groups, -1, x.shape[-1]) for x in (hidden_CD, slope_of_logits_CV)
+    )
+    grad_head_XDV = jnp.matmul(
+        hidden_XCD.swapaxes(1, 2), slope_XCV, preferred_element_type=jnp.float32
+    )
+    return total, nll, grad_hidden_CD, grad_head_XDV
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -84,18 +129,17 @@ def weighted_nll(
     does a head that is not differentiated (under LoRA).
     z-loss: PaLM (arXiv 2204.02311), section 5; soft cap: Gemma 2 (arXiv 2408.00118).
     """
-    *_, D = hidden_BTD.shape
-    places = targets_BT.size
-    size = chunk_places(places, head_DV.shape[1], chunk_bytes)
-    flat = (hidden_BTD.reshape(places, D), targets_BT.reshape(-1), weights_BT.reshape(-1))
-    if size >= places:
-        return _chunk_nll(flat[0], head_DV, flat[1], flat[2], z_loss, softcap)
+    chunks = chunks_of(targets_BT.shape, head_DV.shape[1], chunk_bytes, mesh_lib.row_devices())
+    parts = tuple(cut(chunks, x) for x in (hidden_BTD, targets_BT, weights_BT))
+    if chunks.count == 1:
+        hidden_CD, targets_C, weights_C = (part[0] for part in parts)
+        return _chunk_nll(hidden_CD, head_DV, targets_C, weights_C, z_loss, softcap)
 
     def add(sums, chunk):
         values = _chunk_nll(chunk[0], head_DV, chunk[1], chunk[2], z_loss, softcap)
         return jax.tree.map(jnp.add, sums, values), None
 
-    return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), _chunked(places, size, *flat))[0]
+    return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), parts)[0]
 
 
 def _nll_forward(hidden_BTD, head_DV, targets_BT, weights_BT, z_loss, softcap, chunk_bytes):
@@ -103,29 +147,31 @@ def _nll_forward(hidden_BTD, head_DV, targets_BT, weights_BT, z_loss, softcap, c
     hidden_BTD, head_DV = hidden_BTD.value, head_DV.value
     targets_BT, weights_BT = targets_BT.value, weights_BT.value
     D, V = head_DV.shape
-    places = targets_BT.size
-    size = chunk_places(places, V, chunk_bytes)
-    flat = (hidden_BTD.reshape(places, D), targets_BT.reshape(-1), weights_BT.reshape(-1))
-    if size >= places:
-        total, nll, grad_hidden, grad_head = _chunk_gradients(
-            flat[0], head_DV, flat[1], flat[2], z_loss, softcap, trained
-        )
+    devices = mesh_lib.row_devices()
+    chunks = chunks_of(targets_BT.shape, V, chunk_bytes, devices)
+    # Each device adds up the head's gradient of its own rows, and all of them are added once, after the last chunk.
+    groups = (devices if chunks.by_rows else 1) if trained else 0
+
+    def gradients(chunk):
+        return _chunk_gradients(chunk[0], head_DV, chunk[1], chunk[2], z_loss, softcap, groups)
+
+    def add(sums, chunk):
+        total, nll, grad_hidden_CD, grad_head_XDV = gradients(chunk)
+        return jax.tree.map(jnp.add, sums, (total, nll, grad_head_XDV)), grad_hidden_CD
+
+    parts = tuple(cut(chunks, x) for x in (hidden_BTD, targets_BT, weights_BT))
+    if chunks.count == 1:
+        total, nll, grad_hidden, grad_head = gradients([part[0] for part in parts])
+        grad_hidden = grad_hidden[None]
     else:
-
-        def add(sums, chunk):
-            total, nll, grad_hidden_CD, grad_head_DV = _chunk_gradients(
-                chunk[0], head_DV, chunk[1], chunk[2], z_loss, softcap, trained
-            )
-            return jax.tree.map(jnp.add, sums, (total, nll, grad_head_DV)), grad_hidden_CD
-
-        head_sum = jnp.zeros((D, V), jnp.float32) if trained else None
+        head_sum = None
+        if trained:
+            spec = mesh_lib.AxisRules().spec("batch" if chunks.by_rows else None, None, "vocab")
+            head_sum = mesh_lib.constrain(jnp.zeros((groups, D, V), jnp.float32), spec)
         start = (jnp.float32(0), jnp.float32(0), head_sum)
-        (total, nll, grad_head), grad_hidden = jax.lax.scan(
-            add, start, _chunked(places, size, *flat)
-        )
-        grad_hidden = grad_hidden.reshape(-1, D)[:places]
-    grad_head = grad_head.astype(head_DV.dtype) if trained else None
-    return (total, nll), (grad_hidden.reshape(hidden_BTD.shape), grad_head)
+        (total, nll, grad_head), grad_hidden = jax.lax.scan(add, start, parts)
+    grad_head = grad_head.sum(0).astype(head_DV.dtype) if trained else None
+    return (total, nll), (join(chunks, grad_hidden), grad_head)
 
 
 def _nll_backward(z_loss, softcap, chunk_bytes, residuals, cotangents):
@@ -149,8 +195,7 @@ def token_logprobs(
 
     Takes arbitrary cotangents (DPO, PPO): each chunk is computed again in the backward pass.
     """
-    places, D = targets_BT.size, hidden_BTD.shape[-1]
-    size = chunk_places(places, head_DV.shape[1], chunk_bytes)
+    chunks = chunks_of(targets_BT.shape, head_DV.shape[1], chunk_bytes, mesh_lib.row_devices())
 
     @jax.checkpoint
     def of_chunk(hidden_CD, targets_C):
@@ -163,6 +208,6 @@ def token_logprobs(
         entropy_C = logsumexp_C - jnp.sum(probs_CV * logits_CV, axis=-1)
         return target_C - logsumexp_C, logsumexp_C, entropy_C
 
-    chunks = _chunked(places, size, hidden_BTD.reshape(places, D), targets_BT.reshape(-1))
-    values = jax.lax.map(lambda chunk: of_chunk(*chunk), tuple(chunks))
-    return tuple(value.reshape(-1)[:places].reshape(targets_BT.shape) for value in values)
+    parts = (cut(chunks, hidden_BTD), cut(chunks, targets_BT))
+    values = jax.lax.map(lambda chunk: of_chunk(*chunk), parts)
+    return tuple(join(chunks, value) for value in values)

@@ -280,11 +280,18 @@ def init_cache(config: config_lib.DecoderConfig, batch: int, slots: int, dtype=N
     }
 
 
-def head_kernel(config: config_lib.DecoderConfig, params: dict) -> jax.Array:
-    """Output head [D, V] in the parameter type (the transposed embedding when tied)."""
-    if config.tie_embeddings:
-        return params["embed"]["embedding"].T
-    return params["head"]["kernel"]
+def head_kernel(
+    config: config_lib.DecoderConfig,
+    params: dict,
+    rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
+) -> jax.Array:
+    """Output head [D, V] in the parameter type (the transposed embedding when tied).
+
+    Gathered over `embed`, once: otherwise the partitioner adds up logits over devices, chunk by chunk.
+    """
+    tied = config.tie_embeddings
+    kernel_DV = params["embed"]["embedding"].T if tied else params["head"]["kernel"]
+    return mesh_lib.constrain(kernel_DV, rules.spec(None, "vocab"))
 
 
 def logits(config: config_lib.DecoderConfig, params: dict, hidden: jax.Array) -> jax.Array:

@@ -105,6 +105,12 @@ def devices_along(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
     )
 
 
+def row_devices() -> int:
+    """Devices of the ambient mesh that share the rows of a batch by the usual rules; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else devices_along(mesh, ("data", "fsdp"))
+
+
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
     """Sharding of every [B, T] array of a batch."""
     return NamedSharding(mesh, rules.spec("batch", "sequence"))

@@ -69,15 +69,20 @@ def token_logps(
     params = state_lib.cast_params(model, params)
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden_BTD = decoder.forward(model, params, *inputs, rules=rules)
-    return _of_answers(model, params, hidden_BTD, batch, temperature)
+    return _of_answers(model, params, hidden_BTD, batch, temperature, rules)
 
 
 def _of_answers(
-    model: config_lib.DecoderConfig, params: dict, hidden_BTD, batch: dict, temperature: float
+    model: config_lib.DecoderConfig,
+    params: dict,
+    hidden_BTD,
+    batch: dict,
+    temperature: float,
+    rules,
 ) -> tuple[jax.Array, jax.Array]:
     """`token_logps` of hidden states: the head is half of the work of a small model, and prompts have no use for it."""
     targets_BT = batch["targets"]
-    kernel, softcap = decoder.head_kernel(model, params), model.logit_softcap
+    kernel, softcap = decoder.head_kernel(model, params, rules), model.logit_softcap
     if (places_BA := batch.get("answer_places")) is None:
         logp_BT, _, entropy_BT = lm.token_logprobs(
             hidden_BTD, kernel, targets_BT, softcap, temperature=temperature
@@ -251,7 +256,7 @@ def with_values(
         joined = state_lib.cast_params(model, lora.join(params, frozen))
         inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
         hidden_BTD = decoder.forward(model, joined, *inputs, rules=rules)
-        logp_BT, entropy_BT = _of_answers(model, joined, hidden_BTD, batch, temperature)
+        logp_BT, entropy_BT = _of_answers(model, joined, hidden_BTD, batch, temperature, rules)
         total, found = policy_sums(config, logp_BT, entropy_BT, batch)
         value, of_critic = value_sums(value_config, decoder.scores(joined, hidden_BTD), batch)
         loss = total + coefficient * value

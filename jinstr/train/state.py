@@ -158,7 +158,7 @@ def nll_sum(
     )
     return lm.weighted_nll(
         hidden_BTD,
-        decoder.head_kernel(model, params),
+        decoder.head_kernel(model, params, rules),
         batch["targets"],
         batch["loss_weights"],
         z_loss,

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jinstr.losses import lm
+from jinstr.parallel import mesh as mesh_lib
+from jinstr.train import collectives
 
 B, T, D, V = 3, 7, 5, 11
 
@@ -99,6 +101,61 @@ def test_token_logprobs_equal_log_softmax(chunk_bytes):
 
 
 def test_chunks_are_as_large_as_allowed():
-    assert lm.chunk_places(4096, 8000) == 4096
-    assert lm.chunk_places(4096, 32000) * 32000 * 4 <= lm.CHUNK_BYTES
-    assert lm.chunk_places(4096, 32000) * 2 * 32000 * 4 > lm.CHUNK_BYTES
+    assert lm.chunks_of((8, 512), 8000).count == 1
+    chunks = lm.chunks_of((8, 512), 32000)
+    assert chunks.count * chunks.size >= 8 * 512 and not chunks.by_rows
+    assert chunks.size * 32000 * 4 <= lm.CHUNK_BYTES < 2 * chunks.size * 32000 * 4
+    # Four devices have four times the room, and each chunk has places of all their rows.
+    spread = lm.chunks_of((8, 512), 128_000, devices=4)
+    assert spread.by_rows and spread.count == 2 and spread.size == 8 * 256
+
+
+@pytest.mark.parametrize("shape, devices", [((8, 6), 1), ((8, 6), 4), ((8, 7), 4), ((5,), 1)])
+def test_what_is_cut_is_joined_again(shape, devices):
+    chunks = lm.chunks_of(shape, 100, 4 * 100 * 2, devices)
+    assert chunks.count > 1
+    x = np.arange(np.prod(shape) * 3).reshape(*shape, 3)
+    parts = lm.cut(chunks, x)
+    assert parts.shape == (chunks.count, chunks.size, 3)
+    np.testing.assert_array_equal(lm.join(chunks, parts), x)
+    if chunks.by_rows:
+        rows = np.asarray(parts)[0, :, 0] // (shape[1] * 3)
+        assert set(rows.tolist()) == set(range(shape[0]))
+
+
+@pytest.mark.parametrize("shape", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_chunks_on_a_mesh_give_the_same(shape, monkeypatch):
+    """And nothing as large as a chunk's logits is moved between devices, nor the head's gradient more than once."""
+    rng = np.random.default_rng(3)
+    rows, length, width, vocab = 8, 12, 16, 64
+    hidden = rng.normal(size=(rows, length, width)).astype(np.float32)
+    head = rng.normal(size=(width, vocab)).astype(np.float32)
+    targets = rng.integers(0, vocab, (rows, length)).astype(np.int32)
+    weights = rng.random((rows, length)).astype(np.float32)
+    budget = 4 * vocab * 4  # four places a device
+
+    def loss(hidden, head):
+        return lm.weighted_nll(hidden, head, targets, weights, 1e-3, 0.0, budget)[0]
+
+    expected, wanted = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, head)
+    mesh, rules = mesh_lib.make_mesh(mesh_lib.MeshConfig(**shape)), mesh_lib.AxisRules()
+    with jax.set_mesh(mesh):
+        places = [
+            jax.sharding.NamedSharding(mesh, spec)
+            for spec in (rules.spec("batch", None, None), rules.spec("embed", "vocab"))
+        ]
+        function = jax.jit(jax.value_and_grad(loss, (0, 1)), in_shardings=places)
+        found, slopes = function(hidden, head)
+        moved = collectives.read(function.lower(hidden, head).compile().as_text())
+        # Negative control: chunks that are cut as if there were one device.
+        monkeypatch.setattr(mesh_lib, "row_devices", lambda: 1)
+        again = jax.jit(jax.value_and_grad(lambda *x: loss(*x), (0, 1)), in_shardings=places)
+        worse = collectives.read(again.lower(hidden, head).compile().as_text())
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for slope, other in zip(slopes, wanted):
+        np.testing.assert_allclose(slope, other, rtol=1e-4, atol=1e-5)
+    assert moved.unknown == 0 and moved.kinds
+    # The head is gathered once and its gradient added up once, in f32.
+    assert sum(kind.payload for kind in moved.kinds.values()) < 3 * head.nbytes
+    if "fsdp" in shape:  # else the places are moved, which are few here
+        assert sum(kind.payload for kind in worse.kinds.values()) > 3 * head.nbytes
