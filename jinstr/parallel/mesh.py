@@ -122,7 +122,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """Pin an activation inside jit; without a mesh in context this does nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Pin an activation inside jit; without a mesh in context, or without jit, this does nothing."""
+    if jax.sharding.get_abstract_mesh().empty or jax.config.jax_disable_jit:
         return x
     return jax.lax.with_sharding_constraint(x, spec)
