@@ -1,11 +1,16 @@
-"""`jinstr prepare`: render and tokenise data ahead of training, and tell what was read and dropped."""
+"""`jinstr prepare`: render and tokenise data ahead of training, and tell what was read and dropped.
+
+On one machine, or beyond it: PART=i/N in the jobs of an array and then MERGE=True, or RUNNER= for Apache Beam. Each way
+writes the same bytes (data/prepare_parts.py).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 
-from jinstr.data import comparisons, left_out, selection
+from jinstr import errors
+from jinstr.data import comparisons, left_out, prepare_parts, selection
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import loader as loader_lib
 from jinstr.data import prepare as prepare_lib
@@ -19,6 +24,7 @@ def prepare(
     tokenizer: str,
     template: str,
     prepare_config: prepare_lib.PrepareConfig,
+    parts: prepare_parts.PartsConfig,
     heldout_list: str,
     seed: int,
 ) -> dict:
@@ -26,11 +32,21 @@ def prepare(
 
     heldout_list: file to write the held-out prompts (or other groups) to, one a line; EXCLUDE takes such a file. Where
     some sets are for training on text and others for comparing answers they are prepared and not packed. Returns the
-    manifests by source name.
+    manifests by source name; {} after a part (PART=i/N), which is all that is made then.
     """
+    if parts.part and heldout_list:
+        raise errors.ConfigError(
+            "JI-PARTS-010", "HELDOUT_LIST is written when parts are merged; leave it out with PART"
+        )
     found = dataset_lib.prepare_sets(
-        data, tokenizer_path=tokenizer, template=template, prepare_config=prepare_config
+        data,
+        tokenizer_path=tokenizer,
+        template=template,
+        prepare_config=prepare_config,
+        maker=prepare_parts.maker(parts),
     )
+    if parts.part:
+        return {}
     manifests = {}
     for source, place in zip(
         (*found.sources, *found.held_out_sources), (*found.sets, *found.held_out_sets)

@@ -6,11 +6,12 @@ they are more than MOST_BAD of the rows: a file of which much cannot be read is 
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jinstr import errors
 
@@ -74,18 +75,35 @@ class Report:
     )  # rows by their set of fields
     quarantine: pathlib.Path | None = None  # file for bad rows; None = they are only counted
     kept_as: str = ""  # where that file will be
+    # Of a part of a source (prepare_parts.py), whose shares of bad rows are looked at when all parts are there:
+    in_parts: bool = False
+    bad_at: list[int] = dataclasses.field(default_factory=list)  # rows read up to each bad one
+    ids: array.array = dataclasses.field(
+        default_factory=lambda: array.array("Q")
+    )  # of all examples
+    left_out: list[tuple[int, str]] = dataclasses.field(
+        default_factory=list
+    )  # number in `ids` and reason of an example that was read and left out
 
     def row(self, row) -> None:
         """Count a row that was read, and its fields."""
         self.rows += 1
         if isinstance(row, dict):
             names = frozenset(row)
-            known = names in self.fields or len(self.fields) < MOST_SETS
+            known = names in self.fields or len(self.fields) < MOST_SETS or self.in_parts
             self.fields[names if known else OTHER_FIELDS] += 1
+
+    def leave_out(self, reason: str) -> None:
+        """Count the example that was read last as left out."""
+        self.dropped[reason] += 1
+        if self.in_parts:
+            self.left_out.append((len(self.ids) - 1, reason))
 
     def skip(self, file: str, place: str, problem: BadRow, row) -> None:
         """Count a bad row and write it to the quarantine file. place: ":12" or ", row 12" in the file."""
         self.bad_rows += 1
+        if self.in_parts:
+            self.bad_at.append(self.rows)
         self.dropped[f"bad row: {problem.rule}"] += 1
         if len(self.bad) < SHOWN:
             self.bad.append(_shown(file + place, problem, row))
@@ -131,9 +149,34 @@ def handle(source, kind: str, report: Report, file: str, place: str, problem: Ba
             f"{_shown(file + place, problem, row)}; correct the row, or leave such rows out with ON_BAD=skip",
         )
     report.skip(file, place, problem, row)
+    if not report.in_parts:
+        _check_early(source, report)
+
+
+def _check_early(source, report: Report) -> None:
     early = max(EARLY, source.most_bad)
     if report.rows >= FIRST_ROWS and report.bad_rows > early * report.rows:
         raise _too_many(source, report)
+
+
+def joined(source, parts: Iterable[Report], report: Report) -> None:
+    """Add the reports of consecutive parts to an empty one, as if all had been read in one go.
+
+    Errors: DataError where that would have ended with too many bad rows.
+    """
+    for part in parts:
+        before = report.rows
+        report.bad += part.bad[: SHOWN - len(report.bad)]
+        for at in part.bad_at:
+            report.rows, report.bad_rows = before + at, report.bad_rows + 1
+            _check_early(source, report)
+        report.rows = before + part.rows
+        report.dropped.update(part.dropped)
+        report.notes.update(part.notes)
+        for names, count in part.fields.items():
+            known = names in report.fields or len(report.fields) < MOST_SETS
+            report.fields[names if known else OTHER_FIELDS] += count
+    check_share(source, report)
 
 
 def check_share(source, report: Report) -> None:

@@ -1,7 +1,8 @@
 """Folders in which prepared sets are built: beside their place, locked while somebody builds there, moved when whole.
 
 A build that is killed leaves its folder behind. The lock ends with the last process that holds it, so a folder whose
-lock is free is left over, and the next build in the same cache removes it.
+lock is free is left over, and the next build in the same cache removes it. Locks of other machines in a shared folder
+may not be seen here, so theirs are left alone for a day.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import platform
 import shutil
 import tempfile
 import time
@@ -19,22 +21,28 @@ from jinstr.data import prepared
 
 WORK = "work"  # in a folder that is being built: what is not part of the set
 LOCK = "lock"
-FORGOTTEN = 24 * 3600  # seconds after which a folder without a lock file is taken for left over
+FORGOTTEN = 24 * 3600  # seconds after which a folder whose lock says nothing is taken for left over
 
 
 def _is_left_over(folder: pathlib.Path) -> bool:
     """Does nobody build in a folder any more?"""
     try:
         with open(folder / WORK / LOCK) as file:
+            if file.read() not in ("", platform.node()):
+                return _is_forgotten(folder)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except FileNotFoundError:
-        # Between two moments of a build that goes on, or of a version without locks.
-        with contextlib.suppress(OSError):
-            return time.time() - folder.stat().st_mtime > FORGOTTEN
-        return False
+        return _is_forgotten(folder)  # between two moments of a build that goes on
     except OSError:
         return False  # held, or a file system without locks
+
+
+def _is_forgotten(folder: pathlib.Path) -> bool:
+    """Has nothing been written in a folder for a day?"""
+    with contextlib.suppress(OSError):
+        return time.time() - max(p.stat().st_mtime for p in (folder, *folder.iterdir())) > FORGOTTEN
+    return False
 
 
 def remove_left_over(cache_dir: pathlib.Path) -> list[pathlib.Path]:
@@ -54,6 +62,7 @@ def folder_for(place: pathlib.Path) -> Iterator[tuple[pathlib.Path, int]]:
     # Locked before it has its name: nobody finds it unlocked.
     lock = os.open(work / "new", os.O_RDWR | os.O_CREAT)
     try:
+        os.write(lock, platform.node().encode())
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(work / "new", work / LOCK)

@@ -113,13 +113,15 @@ def prepare_sets(
     template: str,
     prepare_config: prepare.PrepareConfig,
     may_prepare: bool = True,
+    maker: prepare.Maker | None = None,
 ) -> Sets:
-    """Prepare what is missing. Errors: those of preparing."""
+    """Prepare what is missing. maker: see prepare.ensure_prepared. Errors: those of preparing."""
     settings = dict(
         tokenizer_path=tokenizer_path,
         template=template,
         config=prepare_config,
         may_prepare=may_prepare,
+        maker=maker,
     )
     sources = prepare.expanded(training_sources(config), prepare_config)
     sets = prepare.ensure_prepared(sources, **settings)

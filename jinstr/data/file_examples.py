@@ -47,10 +47,12 @@ def format_of(source: SourceConfig, where: str, row: dict) -> str:
     )
 
 
-def _rows(source: SourceConfig) -> Iterator[tuple[str, str, str, dict | bad_rows.BadRow]]:
+def _rows(
+    source: SourceConfig, files: slice
+) -> Iterator[tuple[str, str, str, dict | bad_rows.BadRow]]:
     """(path of the file, its name, place in it, row with its columns renamed). Errors: StorageError."""
     count = 0
-    for name, path in readers.named_files(source.path):
+    for name, path in readers.named_files(source.path)[files]:
         where = str(path)
         try:
             for where, row in readers.rows(path):
@@ -69,12 +71,15 @@ def _examples_of(shape: str, row: dict) -> list[dict]:
     return [formats.checked(example) for example in formats.FORMATS[shape].examples(row)]
 
 
-def examples(source: SourceConfig, report: bad_rows.Report) -> Iterator[dict]:
-    """Examples of files in order, each with an id; bad rows stop the reading or are counted."""
-    shape, last_file = "", ""
+def examples(
+    source: SourceConfig, report: bad_rows.Report, files: slice = slice(None)
+) -> Iterator[dict]:
+    """Examples of (some of) the files in order, each with an id; bad rows stop the reading or are counted."""
+    # Only text is read in parts, of which any but the first begins in the middle of the source.
+    shape, last_file = "text" if report.in_parts else "", ""
     trees: list[dict] = []
     ids: set[str] = set()
-    for file, name, place, row in _rows(source):
+    for file, name, place, row in _rows(source, files):
         report.row(row)
         if not isinstance(row, bad_rows.BadRow) and file != last_file:
             found = format_of(source, file + place, row)

@@ -16,7 +16,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jinstr import errors
 from jinstr.data import building, marks, prepared, state
@@ -24,8 +24,10 @@ from jinstr.data import sources as sources_lib
 from jinstr.testing import faults
 from jinstr.text import tokenizer as tokenizer_lib
 
+WORKER = "jinstr.data.prepare_worker"
 SHARD_BYTES = 1 << 28  # text in one shard
 TEMPLATE_FILE = "template.jinja"  # in a set: the template, where it was a file
+Maker = Callable[..., None]  # with the arguments of `make`
 NOTHING_LEFT = "JI-PREPARE-008"  # code of the error of a source that gives no record
 # Fields of a source that act when it is prepared, so that they cannot change a prepared set.
 _OF_PREPARING = {
@@ -97,10 +99,12 @@ def ensure_prepared(
     template: str,
     config: PrepareConfig,
     may_prepare: bool = True,
+    maker: Maker | None = None,
 ) -> tuple[prepared.PreparedSource, ...]:
     """The prepared set of each source, made now where it is missing.
 
-    may_prepare: False where several processes train, which would all do the same work.
+    may_prepare: False where several processes train, which would all do the same work. maker: does it in place of
+    `make`; one that makes a part of a set (prepare_parts.py) leaves nothing in the place that is returned.
     Errors: ConfigError naming the command to run when a set is missing and may not be made; those of reading,
     tokenising and the audit.
     """
@@ -128,7 +132,7 @@ def ensure_prepared(
             if folder.exists():
                 print(f"jinstr: {source.name}: {problem}; it is made again")
                 building.remove(folder)
-            _make(source, folder, tokenizer_path, template, config, made_from)
+            (maker or make)(source, folder, tokenizer_path, template, config, made_from)
         found.append(prepared.PreparedSource(path=str(folder), name=source.name, rate=source.rate))
     return tuple(found)
 
@@ -240,22 +244,21 @@ def _folder(source, tokenizer_path, template, config, cache_dir) -> tuple[pathli
     return cache_dir / f"{name}-{key[:16]}", facts
 
 
-def _make(
-    source,
+def request_of(
+    source: sources_lib.SourceConfig,
     folder: pathlib.Path,
     tokenizer_path: str,
     template: str,
     config: PrepareConfig,
-    made_from,
-):
-    """Let a child process build the set beside its place, then move it there."""
+    made_from: dict,
+) -> dict:
+    """What a child process is asked for, as JSON. made_from: all that the bytes of the set depend on."""
     _, size = state.source_state(source, folder.parent, False)
-    request = {
+    is_file = template.endswith(".jinja")
+    return {
         "source": dataclasses.asdict(source),
         "tokenizer_path": str(pathlib.Path(tokenizer_path).resolve()),
-        "template": str(pathlib.Path(template).resolve())
-        if template.endswith(".jinja")
-        else template,
+        "template": str(pathlib.Path(template).resolve()) if is_file else template,
         "shards": config.shards or max(1, math.ceil(size / SHARD_BYTES)),
         "audit": config.audit,
         "workers": config.workers or os.cpu_count() or 1,
@@ -264,14 +267,28 @@ def _make(
         "asked_by": os.getpid(),
         "quarantine": f"{folder}.{prepared.QUARANTINE}",
     }
-    for path in building.remove_left_over(folder.parent):
+
+
+def make(source, folder, tokenizer_path, template, config, made_from) -> None:
+    """Make the set of a source on this machine. The arguments are those of request_of."""
+    request = request_of(source, folder, tokenizer_path, template, config, made_from)
+    build(folder, request)
+
+
+def build(place: pathlib.Path, request: dict, worker: str = WORKER, put=building.put) -> None:
+    """Let a child process build what is asked for beside its place, then move it there.
+
+    worker: module whose process does it. put: moves the finished folder. Errors: those of the child process.
+    """
+    for path in building.remove_left_over(place.parent):
         print(f"jinstr: removed {path}, left over from a preparation that was killed")
-    with building.folder_for(folder) as (aside, lock):
-        if template.endswith(".jinja"):
-            (aside / TEMPLATE_FILE).write_text(state.template_text(template), "utf-8")
+    name = request["source"]["name"]
+    with building.folder_for(place) as (aside, lock):
+        if request["template"].endswith(".jinja"):
+            (aside / TEMPLATE_FILE).write_text(state.template_text(request["template"]), "utf-8")
         work = aside / building.WORK
         (work / "request.json").write_text(json.dumps(request, ensure_ascii=False), "utf-8")
-        command = [sys.executable, "-m", "jinstr.data.prepare_worker", str(work / "request.json")]
+        command = [sys.executable, "-m", worker, str(work / "request.json")]
         done = subprocess.run(command, env=state.environment(), check=False, pass_fds=[lock])
         if (work / prepared.QUARANTINE).is_file():
             os.replace(work / prepared.QUARANTINE, request["quarantine"])
@@ -280,11 +297,11 @@ def _make(
             facts = json.loads(problem.read_text("utf-8"))
             raise getattr(errors, facts["type"])(facts["code"], facts["message"])
         if done.returncode < 0:
-            raise marks.killed(source.name, done.returncode, marks.left(work))
+            raise marks.killed(name, done.returncode, marks.left(work))
         if done.returncode:
             raise errors.DataError(
                 "JI-PREPARE-006",
-                f"preparing {source.name} ended with status {done.returncode}; what went wrong stands above",
+                f"preparing {name} ended with status {done.returncode}; what went wrong stands above",
             )
         faults.point("before_move")
-        building.put(aside, folder)
+        put(aside, place)

@@ -18,16 +18,23 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgpack
-import numpy as np
 import tqdm
-import xxhash
-from array_record.python import array_record_module
 
 from jinstr import errors, redact
-from jinstr.data import audit, bad_rows, building, comparisons, encoding, marks, prepared, records
+from jinstr.data import (
+    audit,
+    bad_rows,
+    building,
+    comparisons,
+    encoding,
+    marks,
+    prepared,
+    records,
+    set_writing,
+)
 from jinstr.data import sources as sources_lib
 from jinstr.testing import faults
 
@@ -35,6 +42,7 @@ BATCH_BYTES = (
     1 << 18
 )  # text sent to a worker at once: large enough to hide the hand-over, small enough to balance
 BATCH_EXAMPLES = 512
+OUTCOMES = "outcomes"  # spill files of parts: what was counted for each example
 AHEAD = 4  # batches in flight per worker: bounds memory when reading is faster than encoding
 
 
@@ -69,28 +77,39 @@ class _Encoder:
         self.marks = threading.local()  # a mark for each thread
         self.numbers = itertools.count(1)  # of examples, in this process
 
-    def _spill(self, shard: int):
-        return open(f"{self.job.folder}/spill-{shard:05d}-{threading.get_native_id()}", "ab")
+    def _spill(self, name: str):
+        return open(f"{self.job.folder}/{name}-{threading.get_native_id()}", "ab")
 
     def run(self, examples: list[dict]) -> collections.Counter:
         """Encode a batch, append its records to the spill files, return counts."""
         counts: collections.Counter = collections.Counter()
         by_shard: dict[int, list[bytes]] = {}
+        outcomes: list[bytes] = []
         if not hasattr(self.marks, "own"):
             self.marks.own = marks.Mark(pathlib.Path(self.job.folder) / building.WORK)
         for example in examples:
             encoded = self._encode(example)
-            self._count(counts, example, encoded)
+            own: collections.Counter = collections.Counter()
+            self._count(own, example, encoded)
+            counts.update(own)
             bytes_left = encoded.text_bytes  # the first record of an example carries its bytes
+            number = ()
+            if "number" in example:  # in a part: another part may have its id (prepare_parts.py)
+                number = (example["number"],)
+                outcomes.append(msgpack.packb((*number, own)))
             for record in encoded.records:
                 key = records.order_key(self.job.seed, record.src, record.id, record.part)
-                entry = (key, records.pack(record, self.dtype), records.length(record), bytes_left)
+                packed = records.pack(record, self.dtype)
+                entry = (key, packed, records.length(record), bytes_left, *number)
                 by_shard.setdefault(key * self.job.shards >> 64, []).append(msgpack.packb(entry))
                 bytes_left = 0.0
         self.marks.own.at("")
         for shard, entries in by_shard.items():
-            with self._spill(shard) as file:
+            with self._spill(f"spill-{shard:05d}") as file:
                 file.write(b"".join(entries))
+        if outcomes:
+            with self._spill(OUTCOMES) as file:
+                file.write(b"".join(outcomes))
         return counts
 
     def _encode(self, example: dict) -> encoding.Encoded:
@@ -165,9 +184,7 @@ def _batches(examples: Iterable[dict]) -> Iterator[list[dict]]:
         yield batch
 
 
-def _encode_all(
-    examples: Iterable[dict], job: Job, workers: int, start: str
-) -> collections.Counter:
+def encode_all(examples: Iterable[dict], job: Job, workers: int, start: str) -> collections.Counter:
     """Encode every example, in this process or in `workers` threads or processes, with a progress bar."""
     tqdm.tqdm.monitor_interval = 0  # no thread of its own: this process may fork
     total: collections.Counter = collections.Counter()
@@ -232,24 +249,13 @@ def _killed(job: Job, children: Iterable) -> errors.DataError:
     return marks.killed(job.source, dead[0].exitcode if dead else -signal.SIGTERM, ids)
 
 
-def _write_shard(folder: str, shard: int, shards: int) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Sort a shard's spilled records by hash and write them; identical ones are written once."""
-    faults.point("write_shard", shard)
+def _spilled_shard(folder: str, shard: int) -> list[tuple]:
+    """The entries of a shard, whose spill files are removed."""
     entries = []
-    for spill in sorted(pathlib.Path(folder).glob(f"spill-{shard:05d}-*")):
-        with open(spill, "rb") as file:
-            entries += msgpack.Unpacker(file, use_list=False, max_buffer_size=0)
+    for spill in pathlib.Path(folder).glob(f"spill-{shard:05d}-*"):
+        entries += set_writing.spilled(spill)
         spill.unlink()
-    entries.sort()
-    kept = [entry for n, entry in enumerate(entries) if n == 0 or entry[1] != entries[n - 1][1]]
-    path = pathlib.Path(folder) / f"shard-{shard:05d}-of-{shards:05d}"
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    for entry in kept:
-        writer.write(entry[1])
-    writer.close()
-    facts = {"file": path.name, "records": len(kept), "duplicates": len(entries) - len(kept)}
-    lengths = np.array([entry[2] for entry in kept], "<i4")
-    return facts, lengths, np.array([entry[3] for entry in kept], "<f8")
+    return entries
 
 
 def build(job: Job, examples: Iterable[dict], workers: int, start: str = "spawn") -> dict:
@@ -258,112 +264,61 @@ def build(job: Job, examples: Iterable[dict], workers: int, start: str = "spawn"
     start: how encoding processes begin. "fork" takes no time, but needs a process without threads, hence without
     TensorFlow, which "spawn" does not.
     """
-    counts = _encode_all(examples, job, workers, start)
-    written = [_write_shard(job.folder, shard, job.shards) for shard in range(job.shards)]
-    lengths = np.concatenate([lengths for _, lengths, _ in written])
-    folder = pathlib.Path(job.folder)
-    np.save(folder / "lengths.npy", lengths)
-    np.save(folder / "text_bytes.npy", np.concatenate([text_bytes for _, _, text_bytes in written]))
-    drops = {name[5:]: count for name, count in sorted(counts.items()) if name.startswith("drop/")}
-    duplicates = sum(facts.pop("duplicates") for facts, _, _ in written)
-    if duplicates:
-        drops["identical record"] = duplicates
-    answers = {
-        name[8:]: count for name, count in sorted(counts.items()) if name.startswith("answers/")
-    }
-    return ({"answers": answers} if answers else {}) | {
-        "kind": job.kind,
-        "counts": {
-            "read": counts["read"],
-            "examples": counts["examples"],
-            "records": len(lengths),
-            "targets": int(lengths.sum()),
-            "utf8_bytes": counts["utf8_bytes"],
-            "straddles": counts["straddles"],
-        },
-        "drops": drops,
-        "audit": {
-            name[6:]: count for name, count in sorted(counts.items()) if name.startswith("audit/")
-        },
-        "shards": [facts for facts, _, _ in written],
-    }
+    counts = encode_all(examples, job, workers, start)
+    written = [
+        set_writing.write_shard(job.folder, shard, job.shards, _spilled_shard(job.folder, shard))
+        for shard in range(job.shards)
+    ]
+    return set_writing.summed(pathlib.Path(job.folder), job.kind, counts, written)
 
 
-def _manifest(request: dict, facts: dict, report: bad_rows.Report, folder) -> dict:
-    """All that the set says about itself."""
-    from jinstr.text import tokenizer as tokenizer_lib
-
-    tokenizer = tokenizer_lib.load(request["tokenizer_path"])
-    files = {
-        path.name: {"bytes": path.stat().st_size, "xxh3": prepared.file_digest(path)}
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-    }
-    digests = json.dumps({name: file["xxh3"] for name, file in files.items()})
-    return facts | {
-        "format": prepared.FORMAT,
-        "source": request["source"],
-        "template": request["template"],
-        "made_from": request["made_from"],
-        "drops": facts["drops"] | dict(report.dropped),
-        "notes": dict(report.notes) | report.drift(),
-        "rows": report.rows,  # of the files, before any was left out
-        "bad_rows": report.bad,
-        "quarantine": report.kept_as if report.bad_rows else "",
-        "files": files,
-        "tokens": {
-            "dtype": records.token_dtype(tokenizer.vocab_size),
-            "tokenizer": tokenizer.fingerprint,
-            "pad_id": tokenizer.pad_id,
-            "vocab_size": tokenizer.vocab_size,
-        },
-        "fingerprint": xxhash.xxh3_64_hexdigest(digests.encode()),
-    }
-
-
-def main(request_path: str) -> int:
-    """Build the set that DIR/work/request.json asks for in DIR. What goes wrong is left in DIR/work/error.json."""
-    work = pathlib.Path(request_path).parent
-    folder = work.parent
-    request = json.loads(pathlib.Path(request_path).read_text("utf-8"))
+def job_of(request: dict, folder: pathlib.Path) -> Job:
+    """The job that a request describes. Errors: ConfigError where conversations have no template."""
     source = sources_lib.SourceConfig(**request["source"])
+    kind = sources_lib.kind(source)
+    if kind != "lm" and not request["template"]:
+        raise errors.ConfigError(
+            "JI-PREPARE-007",
+            f"{source.name} holds conversations ({kind}); say how they are written: TEMPLATE=chatml",
+        )
+    return Job(
+        kind=kind,
+        source=source.name,
+        tokenizer_path=request["tokenizer_path"],
+        template=request["template"],
+        seed=0,
+        shards=request["shards"],
+        audit=request["audit"],
+        folder=str(folder),
+        faults=request["faults"],
+        asked_by=request["asked_by"],
+    )
+
+
+def start_method(source: sources_lib.SourceConfig) -> str:
+    """How encoding processes may begin, for `build`."""
+    return "fork" if source.path and sys.platform == "linux" else "spawn"
+
+
+def whole(request: dict, folder: pathlib.Path) -> None:
+    """Build the set of a request in one go."""
+    source = sources_lib.SourceConfig(**request["source"])
+    job = job_of(request, folder)
+    quarantine = folder / building.WORK / prepared.QUARANTINE
+    report = bad_rows.Report(quarantine=quarantine, kept_as=request["quarantine"])
+    examples = sources_lib.read(source, report)
+    facts = build(job, examples, request["workers"], start_method(source))
+    set_writing.finish(request, facts, report, folder)
+
+
+def main(request_path: str, do: Callable[[dict, pathlib.Path], None] = whole) -> int:
+    """Do in DIR what DIR/work/request.json asks for. What goes wrong is left in DIR/work/error.json."""
+    work = pathlib.Path(request_path).parent
+    request = json.loads(pathlib.Path(request_path).read_text("utf-8"))
     if request["faults"]:
         faults.enable(request["faults"])
     try:
-        kind = sources_lib.kind(source)
-        if kind != "lm" and not request["template"]:
-            raise errors.ConfigError(
-                "JI-PREPARE-007",
-                f"{source.name} holds conversations ({kind}); say how they are written: TEMPLATE=chatml",
-            )
-        job = Job(
-            kind=kind,
-            source=source.name,
-            tokenizer_path=request["tokenizer_path"],
-            template=request["template"],
-            seed=0,
-            shards=request["shards"],
-            audit=request["audit"],
-            folder=str(folder),
-            faults=request["faults"],
-            asked_by=request["asked_by"],
-        )
-        report = bad_rows.Report(
-            quarantine=work / prepared.QUARANTINE, kept_as=request["quarantine"]
-        )
-        start = "fork" if source.path and sys.platform == "linux" else "spawn"
-        facts = build(job, sources_lib.read(source, report), request["workers"], start)
-        if not facts["counts"]["records"]:
-            drops = facts["drops"] | dict(report.dropped)
-            raise errors.DataError(
-                "JI-PREPARE-008", f"{source.name}: no examples are left ({drops})"
-            )
-        manifest = _manifest(request, facts, report, folder)
-        manifest["digest"] = prepared.manifest_digest(manifest)
-        faults.point("before_manifest")
-        # Last, so that a folder with a manifest is a whole set.
-        text = json.dumps(manifest, ensure_ascii=False, indent=1)
-        (folder / prepared.MANIFEST).write_text(text, "utf-8")
+        do(request, work.parent)
     except errors.JinstrError as error:
         facts = {"type": type(error).__name__, "code": error.code, "message": error.message}
         (work / "error.json").write_text(json.dumps(facts, ensure_ascii=False), "utf-8")

@@ -13,11 +13,16 @@ from jinstr import errors
 from jinstr.data import formats, readers, splits
 
 
+def id_key(example: Mapping) -> int:
+    """64 bits that stand for the id of an example."""
+    return xxhash.xxh3_64_intdigest(example["id"].encode())
+
+
 def distinct(examples: Iterable[dict], dropped: collections.Counter) -> Iterator[dict]:
     """Examples with ids of their own: a text whose id came before is left out, other repeats get a number."""
     seen: collections.Counter = collections.Counter()
     for example in examples:
-        key = xxhash.xxh3_64_intdigest(example["id"].encode())
+        key = id_key(example)
         seen[key] += 1
         if seen[key] > 1:
             if "text" in example:

@@ -183,16 +183,19 @@ def _held_out(source: SourceConfig, again: Callable[[], Iterator[dict]]) -> Call
     return splits.greedy(sizes, source.holdout).__contains__
 
 
-def read(source: SourceConfig, report: bad_rows.Report | None = None) -> Iterator[dict]:
+def read(
+    source: SourceConfig, report: bad_rows.Report | None = None, files: slice = slice(None)
+) -> Iterator[dict]:
     """The examples of a source. `report` collects what was left out.
 
+    files: which of its files are read; what looks at all examples then sees only theirs (see prepare_parts.py).
     Errors: DataError with file, line, fields found and the way out.
     """
     report = bad_rows.Report() if report is None else report
 
     def examples(into: bad_rows.Report) -> Iterator[dict]:
         if source.path:
-            raw = file_examples.examples(source, into)
+            raw = file_examples.examples(source, into, files)
         else:
             from jinstr.data import tasks
 
@@ -211,31 +214,35 @@ def read(source: SourceConfig, report: bad_rows.Report | None = None) -> Iterato
     count = 0
     for example in examples(report):
         group = example["group"]
+        if report.in_parts:
+            report.ids.append(selection.id_key(example))
+            example["number"] = len(report.ids) - 1
         if left_out and (
             formats.group_of(example["id"]) in left_out or formats.group_of(group) in left_out
         ):
-            report.dropped["excluded"] += 1
+            report.leave_out("excluded")
             continue
         if (
             source.holdout
             and source.part != "all"
             and is_held_out(group) != (source.part == "heldout")
         ):
-            report.dropped["held out" if source.part == "train" else "not held out"] += 1
+            report.leave_out("held out" if source.part == "train" else "not held out")
             continue
         if "roles" in example and not {"chosen", "responses"} & set(example):
             if weight is None:
                 weight = selection.weigher(source.answers, again)
             share = weight(example)
             if not share:
-                report.dropped[f"answers={source.answers}"] += 1
+                report.leave_out(f"answers={source.answers}")
                 continue
             example["weight"] = share * example.get("weight", 1.0)
         yield example
         count += 1
         if count == source.limit:
             break
-    bad_rows.check_share(source, report)
+    if not report.in_parts:
+        bad_rows.check_share(source, report)
 
 
 def heldout_groups(source: SourceConfig) -> list[str]:

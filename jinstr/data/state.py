@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def _remembered(path: pathlib.Path) -> dict:
 def _remember(path: pathlib.Path, new: dict) -> None:
     """Add entries to a file of JSON, aside and renamed: of two processes at once either may win."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+    aside = path.with_name(f"{path.stem}.{platform.node()}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(_remembered(path) | new), "utf-8")
     os.replace(aside, path)
 
