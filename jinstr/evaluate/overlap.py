@@ -24,18 +24,26 @@ def look(
 
     sets: benchmark → all examples of its file. Sources are the files of the run and of all runs before it, whole: what
     was held out of training is looked through too. What was found is written to RUN_DIR/contamination.json, and is not
-    looked for again while training files and benchmarks stay what they are.
+    looked for again while training files and a benchmark stay what they are; other benchmarks join those there.
     """
     files, gone = lineage.training_files(run_dir)
+    if not files:
+        return {name: dict.fromkeys(gone) for name in sets}
     path = run_dir / contamination.FILE
     found = lineage.read(path, {})
-    seen = requests.digest([_state(files), {name: _digest(each) for name, each in sets.items()}])
-    if files and found.get("seen") != seen:
+    state = requests.digest([_state(files), contamination.THRESHOLD])
+    known = found["benchmarks"] if found.get("files") == state else {}
+    digests = {name: _digest(examples) for name, examples in sets.items()}
+    new = {name: sets[name] for name in sets if known.get(name, {}).get("seen") != digests[name]}
+    if new:
         with tqdm.tqdm(desc="contamination", unit=" documents", leave=False, disable=None) as bar:
-            found = contamination.check(sets, files, tokenizer, bar.update)
-        storage.write_json(path, found | {"seen": seen, "unread": gone})
-    unread = dict.fromkeys(gone)
-    return {name: (found["benchmarks"][name]["found"] if files else {}) | unread for name in sets}
+            found = contamination.check(new, files, tokenizer, bar.update)
+        looked = {
+            name: each | {"seen": digests[name]} for name, each in found["benchmarks"].items()
+        }
+        known = known | looked
+        storage.write_json(path, found | {"benchmarks": known, "files": state, "unread": gone})
+    return {name: known[name]["found"] | dict.fromkeys(gone) for name in sets}
 
 
 def _digest(examples: Sequence[benchmark_lib.Example]) -> str:

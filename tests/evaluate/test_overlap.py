@@ -53,6 +53,18 @@ def test_what_is_found_is_told_by_source_and_kept(tuned, monkeypatch):
     assert overlap.look(tuned, other, None) == {"b": {"sft": 1, "base": 0}}
 
 
+def test_benchmarks_that_come_later_join_those_that_are_there(tuned):
+    other = {"c": [example("9", SEEN)]}
+    overlap.look(tuned, SETS, None)
+    assert overlap.look(tuned, other, None) == {"c": {"sft": 0, "base": 1}}
+    kept = lineage.read(tuned / contamination.FILE, {})["benchmarks"]
+    assert list(kept) == ["b", "c"] and kept["b"]["questions"][0]["id"] == "1"
+    # Not when the training data has become another: what was found then says nothing of it.
+    (tuned.parent / "pairs.jsonl").write_text(json.dumps({"text": UNSEEN}) + "\n", "utf-8")
+    overlap.look(tuned, other, None)
+    assert list(lineage.read(tuned / contamination.FILE, {})["benchmarks"]) == ["c"]
+
+
 def test_what_cannot_be_read_is_told(tuned):
     (tuned.parent / "text.jsonl").unlink()
     assert overlap.look(tuned, SETS, None) == {"b": {"sft": 0, "base": None}}
