@@ -171,6 +171,10 @@ def _nll_forward(hidden_BTD, head_DV, targets_BT, weights_BT, z_loss, softcap, c
         start = (jnp.float32(0), jnp.float32(0), head_sum)
         (total, nll, grad_head), grad_hidden = jax.lax.scan(add, start, parts)
     grad_head = grad_head.sum(0).astype(head_DV.dtype) if trained else None
+    if chunks.by_rows and trained:
+        # Added up over the devices now: a scheduler may wait until the layers are done, and hold all of it meanwhile.
+        grad_head = mesh_lib.constrain(grad_head, mesh_lib.AxisRules().spec("embed", "vocab"))
+        grad_hidden, grad_head = jax.lax.optimization_barrier((grad_hidden, grad_head))
     return (total, nll), (join(chunks, grad_hidden), grad_head)
 
 

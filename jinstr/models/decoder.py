@@ -181,13 +181,58 @@ def block(
     return mesh_lib.constrain(x_BTD, rules.spec("batch", "sequence", None)), (keys, values)
 
 
-def _remat(function, policy: str):
-    if policy == "none":
+def _but_gathered(primitive, *_, **__) -> bool:
+    """Checkpoint policy: all that is computed may be kept, kernels that were gathered may not."""
+    return primitive.name != "sharding_constraint"
+
+
+def _remat(function, config: config_lib.DecoderConfig, gathers: bool):
+    """What of a layer is computed again in the backward pass; kernels that were gathered are gathered again."""
+    saveable = {
+        "none": _but_gathered,
+        "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+        "full": None,
+    }[config.remat]
+    if config.remat == "none" and not gathers:
         return function
-    saveable = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
-    return jax.checkpoint(
-        function, policy=saveable if policy == "dots" else None, prevent_cse=False
-    )
+    # In a loop the two passes are apart anyway; side by side, the compiler would find the second one to be the first.
+    return jax.checkpoint(function, policy=saveable, prevent_cse=not config.scan_layers)
+
+
+def _gathered(layer: Block, specs: dict, rules: mesh_lib.AxisRules, dtype) -> Block:
+    """The layer with kernels that are whole along `embed`: said here, so that each is sent once, in the compute type.
+
+    Left to itself, the partitioner gathers one kernel once for every layout in which it is read.
+    """
+    graphdef, state = nnx.split(layer)
+
+    def whole(leaf, spec):
+        own = jax.sharding.PartitionSpec(*spec[1:])  # without the axis of layers
+        spec = mesh_lib.without(own, rules.embed)
+        if spec == own:
+            return leaf
+        return mesh_lib.gathered(leaf.astype(dtype), own, spec)
+
+    return nnx.merge(graphdef, jax.tree.map(whole, nnx.to_pure_dict(state), specs))
+
+
+def _look_up(table_VD, tokens_BT, rules: mesh_lib.AxisRules, dtype):
+    """Rows of the embedding, [B, T, D], by way of the smaller of the two: the table, or what is looked up.
+
+    Where a device holds fewer places than the table has rows, every device looks up its part of the width for all
+    places, and the parts change hands.
+    """
+    places = tokens_BT.size // mesh_lib.ambient_devices(rules.batch)
+    if mesh_lib.ambient_devices(rules.embed) > 1 and places < len(table_VD):
+        rows = mesh_lib.without(rules.spec("batch"), rules.embed)[0]
+        tokens_BT = mesh_lib.constrain(tokens_BT, jax.sharding.PartitionSpec(rows, None))
+        x_BTD = table_VD[tokens_BT].astype(dtype)
+        x_BTD = mesh_lib.constrain(x_BTD, jax.sharding.PartitionSpec(rows, None, rules.embed))
+    else:
+        # Gathered over `embed` before the lookup: otherwise the partitioner replicates the looked-up rows.
+        table_VD = mesh_lib.constrain(table_VD, rules.spec("vocab", None))
+        x_BTD = table_VD[tokens_BT].astype(dtype)
+    return mesh_lib.constrain(x_BTD, rules.spec("batch", "sequence", None))
 
 
 def _slots(cache: dict, positions_BT, segment_ids_BT) -> tuple:
@@ -224,25 +269,26 @@ def forward(
     graphdef, _, _ = _structure(config, mesh_lib.AxisRules())
     model = nnx.merge(graphdef, params)
     dtype = compute_dtype(config)
-    # Gathered over `embed` before the lookup: otherwise the partitioner replicates the looked-up rows.
-    table_VD = mesh_lib.constrain(model.embed["embedding"][...], rules.spec("vocab", None))
-    x_BTD = table_VD[tokens_BT].astype(dtype)
+    x_BTD = _look_up(model.embed["embedding"][...], tokens_BT, rules, dtype)
     if config.embed_scale:
         x_BTD = x_BTD * jnp.asarray(config.hidden_size**0.5, dtype)
-    x_BTD = mesh_lib.constrain(x_BTD, rules.spec("batch", "sequence", None))
     rope = local = layers.rope_tables(config, positions_BT)
     if config.rope_local_theta:
         local = layers.rope_tables(config, positions_BT, local=True)
     slots = None if cache is None else _slots(cache, positions_BT, segment_ids_BT)
+    gathers = cache is None and mesh_lib.ambient_devices(rules.embed) > 1
+    specs = _structure(config, rules)[2] if gathers else None
 
     def layer_step(x_BTD, inputs):
         layer, is_local, k_BSKH, v_BSKH = inputs
+        if gathers:
+            layer = _gathered(layer, specs["blocks"], rules, dtype)
         layer_cache = None if slots is None else (k_BSKH, v_BSKH, *slots)
         rest = (positions_BT, segment_ids_BT, layer_cache, rules, branches_BT)
         x_BTD, kv = block(config, layer, x_BTD, (rope, local), is_local, *rest)
         return x_BTD, kv if slots is not None else None
 
-    layer_step = _remat(layer_step, config.remat)
+    layer_step = _remat(layer_step, config, gathers)
     is_local_L = jnp.array(config.local_layers)
     k_L, v_L = (None, None) if cache is None else (cache["k"], cache["v"])
     stacked = (model.blocks, is_local_L, k_L, v_L)
@@ -291,7 +337,7 @@ def head_kernel(
     """
     tied = config.tie_embeddings
     kernel_DV = params["embed"]["embedding"].T if tied else params["head"]["kernel"]
-    return mesh_lib.constrain(kernel_DV, rules.spec(None, "vocab"))
+    return mesh_lib.gathered(kernel_DV, rules.spec("embed", "vocab"), rules.spec(None, "vocab"))
 
 
 def logits(config: config_lib.DecoderConfig, params: dict, hidden: jax.Array) -> jax.Array:

@@ -61,6 +61,8 @@ def _own_rows(q_BNTH, k_BKTH, v_BKTH, segments_BT, *, softcap: float) -> jax.Arr
     """The rows and heads of one device."""
     N, T = q_BNTH.shape[1:3]
     block = next(size for size in BLOCKS if T % size == 0)
+    # The backward kernel writes a gradient of all queries for each block of keys: few large ones take less memory.
+    block_dkv = next(size for size in (4 * block, 2 * block, block) if T % size == 0)
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * N),
         head_shards=1,
@@ -69,7 +71,7 @@ def _own_rows(q_BNTH, k_BKTH, v_BKTH, segments_BT, *, softcap: float) -> jax.Arr
         interpret=INTERPRET,
         block_sizes=splash_attention_kernel.BlockSizes(
             block_q=block, block_kv=block, block_kv_compute=block,
-            block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+            block_q_dkv=block, block_kv_dkv=block_dkv, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
         ),
     )  # fmt: skip
 

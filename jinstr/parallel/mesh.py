@@ -7,6 +7,7 @@ them to the mesh axes `data`, `fsdp`, `context`, `tensor`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -105,10 +106,15 @@ def devices_along(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
     )
 
 
+def ambient_devices(axes: str | tuple[str, ...] | None) -> int:
+    """How many parts these axes of the mesh in context make; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else devices_along(mesh, axes)
+
+
 def row_devices() -> int:
     """Devices of the ambient mesh that share the rows of a batch by the usual rules; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else devices_along(mesh, ("data", "fsdp"))
+    return ambient_devices(("data", "fsdp"))
 
 
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
@@ -121,8 +127,44 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def without(spec: PartitionSpec, axes: str | tuple[str, ...] | None) -> PartitionSpec:
+    """The spec of an array that is whole along these mesh axes."""
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    entries = []
+    for entry in spec:
+        kept = tuple(
+            a for a in ((entry,) if isinstance(entry, str) else entry or ()) if a not in axes
+        )
+        entries.append(kept[0] if len(kept) == 1 else kept or None)
+    return PartitionSpec(*entries)
+
+
+def _pins() -> bool:
+    """Is there a mesh to pin activations on, inside of jit?"""
+    return not (jax.sharding.get_abstract_mesh().empty or jax.config.jax_disable_jit)
+
+
 def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     """Pin an activation inside jit; without a mesh in context, or without jit, this does nothing."""
-    if jax.sharding.get_abstract_mesh().empty or jax.config.jax_disable_jit:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, spec) if _pins() else x
+
+
+def gathered(x: jax.Array, own: PartitionSpec, whole: PartitionSpec) -> jax.Array:
+    """x, which lies in parts (`own`), as `whole` says; its gradient is added up into the parts again (FSDP)."""
+    return _gathered(x, own, whole) if _pins() else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x, own, whole):
+    return constrain(x, whole)
+
+
+def _gathered_forward(x, own, whole):
+    return constrain(x, whole), None
+
+
+def _gathered_backward(own, whole, _, gradient):
+    return (constrain(gradient, own),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
