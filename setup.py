@@ -30,6 +30,9 @@ CORE = [
 EXTRAS = {
     # seqio brings tensorflow-text, and with it the one TensorFlow wheel of the environment.
     "data": ["seqio>=0.0.20", "tensorflow>=2.19", "tensorflow-datasets>=4.9.9"],
+    # For jinstr prepare RUNNER=…, in an environment of its own: Beam wants older libraries than the lock file has
+    # (protobuf, pyarrow, pillow, python-dateutil). With that protobuf, `jinstr tokenizer` does not run there.
+    "beam": ["apache-beam>=2.77,<3"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
     "hub": ["huggingface_hub>=0.30"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jinstr import errors
@@ -48,14 +48,16 @@ def format_of(source: SourceConfig, where: str, row: dict) -> str:
 
 
 def _rows(
-    source: SourceConfig, files: slice
+    source: SourceConfig, pieces: Sequence[readers.Piece] | None
 ) -> Iterator[tuple[str, str, str, dict | bad_rows.BadRow]]:
     """(path of the file, its name, place in it, row with its columns renamed). Errors: StorageError."""
     count = 0
-    for name, path in readers.named_files(source.path)[files]:
+    files = readers.named_files(source.path)
+    for piece in map(readers.Piece, range(len(files))) if pieces is None else pieces:
+        name, path = files[piece.file]
         where = str(path)
         try:
-            for where, row in readers.rows(path):
+            for where, row in readers.rows(path, piece.start, piece.stop):
                 count += 1
                 faults.point("read_row", count)
                 row = row if isinstance(row, bad_rows.BadRow) else renamed(source, row)
@@ -72,14 +74,16 @@ def _examples_of(shape: str, row: dict) -> list[dict]:
 
 
 def examples(
-    source: SourceConfig, report: bad_rows.Report, files: slice = slice(None)
+    source: SourceConfig, report: bad_rows.Report, pieces: Sequence[readers.Piece] | None = None
 ) -> Iterator[dict]:
-    """Examples of (some of) the files in order, each with an id; bad rows stop the reading or are counted."""
-    # Only text is read in parts, of which any but the first begins in the middle of the source.
-    shape, last_file = "text" if report.in_parts else "", ""
+    """Examples of (pieces of) the files in order, each with an id; bad rows stop the reading or are counted."""
+    shape, last_file = "", ""
+    if pieces and report.in_parts:  # of text; what tells shapes is the first row of a file
+        shape = "text"
+        last_file = str(readers.files_of(source.path)[pieces[0].file]) if pieces[0].start else ""
     trees: list[dict] = []
     ids: set[str] = set()
-    for file, name, place, row in _rows(source, files):
+    for file, name, place, row in _rows(source, pieces):
         report.row(row)
         if not isinstance(row, bad_rows.BadRow) and file != last_file:
             found = format_of(source, file + place, row)

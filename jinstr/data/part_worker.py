@@ -2,9 +2,9 @@
 
 `python -m jinstr.data.part_worker REQUEST.json` is how prepare_parts.py starts it. How a source divides:
 
-text in files       Part i reads the i-th stretch of the files (of about equal bytes). A text whose id came before, in
-                    another part, is found when parts are merged: each part keeps the ids of all that it read, and what
-                    it counted for each, so that such texts and their counts are taken out again.
+text in files       Part i reads the i-th N-th of all bytes: files, and stretches of files of JSON Lines. A text whose
+                    id came before, in another part, is found when parts are merged: each part keeps the ids of all
+                    that it read, and what it counted for each, so that such texts and their counts are taken out again.
 everything else     Every part reads the whole source, which numbers, weights and splits its examples by all of them,
                     and encodes each N-th example. Reading takes a small share of rendering and its audit.
 
@@ -54,14 +54,6 @@ def by_files(source: sources_lib.SourceConfig, kind: str) -> bool:
     return bool(source.path) and kind == "lm" and not source.limit and not is_greedy
 
 
-def stretch(sizes: list[int], part: int, parts: int) -> slice:
-    """The files of a part: consecutive ones, whose middles lie in its share of all bytes."""
-    ends = np.cumsum([0, *sizes], dtype=np.float64)
-    middles = (ends[:-1] + ends[1:]) / 2 / max(1.0, ends[-1])
-    owners = np.minimum((middles * parts).astype(np.int64), parts - 1)
-    return slice(int(np.searchsorted(owners, part)), int(np.searchsorted(owners, part + 1)))
-
-
 def make_part(request: dict, folder: pathlib.Path) -> None:
     """Read and encode part request["part"] of request["parts"] into the folder; part.json is written last."""
     source = sources_lib.SourceConfig(**request["source"])
@@ -70,8 +62,8 @@ def make_part(request: dict, folder: pathlib.Path) -> None:
     quarantine = folder / building.WORK / prepared.QUARANTINE
     report = bad_rows.Report(quarantine=quarantine, in_parts=by_files(source, job.kind))
     if report.in_parts:
-        sizes = [path.stat().st_size for path in readers.files_of(source.path)]
-        examples = sources_lib.read(source, report, stretch(sizes, part, parts))
+        pieces = readers.pieces(readers.files_of(source.path), part, parts)
+        examples = sources_lib.read(source, report, pieces)
     else:
         examples = itertools.islice(sources_lib.read(source, report), part, None, parts)
     start = prepare_worker.start_method(source)

@@ -22,8 +22,9 @@ import sys
 from collections.abc import Iterator
 
 from jinstr import errors
-from jinstr.data import beam_runner, building, part_worker, prepare, prepared, readers, state
+from jinstr.data import beam_runner, building, part_worker, prepare, prepared, state
 
+MOST_PARTS = 4096
 PART_BYTES = 1 << 26  # of files, in a part of Beam's where PARTS says nothing
 _NAME = re.compile(r"(\d{5})-of-(\d{5})")
 
@@ -137,10 +138,8 @@ def _make_merged(parts: int, source, folder: pathlib.Path, *settings) -> None:
 def _make_by_beam(config: PartsConfig, source, folder: pathlib.Path, *settings) -> None:
     """Make all parts of a set in a Beam pipeline, then merge them here."""
     base = prepare.request_of(source, folder, *settings)
-    size, most = state.source_state(source, folder.parent, False)[1], 1 << 16
-    if source.path:
-        most = len(readers.files_of(source.path))
-    parts = config.parts or max(1, min(most, math.ceil(size / PART_BYTES)))
+    _, size = state.source_state(source, folder.parent, False)
+    parts = config.parts or max(1, min(MOST_PARTS, math.ceil(size / PART_BYTES)))
     requests = [_request(base, folder, part, parts) | {"workers": 1} for part in range(parts)]
     parts_folder(folder).mkdir(exist_ok=True)
     for path in parts_folder(folder).glob("*.error.json"):

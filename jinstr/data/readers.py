@@ -16,7 +16,8 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from jinstr import errors
 from jinstr.data import aozora, bad_rows
@@ -163,10 +164,13 @@ def _broken(line: bytes, error: Exception) -> bad_rows.BadRow:
     return bad_rows.BadRow(rule, f"{rule} ({error})", raw)
 
 
-def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
+def _json_lines(
+    path: pathlib.Path, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
+    """The lines that begin at the bytes from start to stop."""
     with path.open("rb") as file:
-        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        for place, (number, line) in enumerate(lines):
+        lines = _lines_between(file, start, stop)
+        for place, (number, line) in enumerate(pair for pair in lines if pair[1].strip()):
             where = f"{path}:{number}"
             try:
                 # Files that were joined have marks of their byte order in the middle.
@@ -174,10 +178,31 @@ def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRo
             except (ValueError, RecursionError) as error:
                 yield where, _broken(line, error)
                 continue
-            if place == 0 and _is_whole(row) and not _has_more(file):
+            if start == place == 0 and _is_whole(row) and not _has_more(file):
                 yield from _items(path, row)
                 return
             yield where, row if isinstance(row, dict) else _no_fields(row)
+
+
+def _lines_between(
+    file: io.BufferedReader, start: int, stop: int | None
+) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of the lines that begin at the bytes from start to stop."""
+    number, at = 0, 0
+    if start:
+        while left := min(1 << 22, start - 1 - at):
+            block = file.read(left)
+            number, at = number + block.count(b"\n"), at + len(block)
+            if not block:
+                return
+        at += len(file.readline())  # the end of a line that begins before
+        number += 1
+    while stop is None or at < stop:
+        line = file.readline()
+        if not line:
+            return
+        number, at = number + 1, at + len(line)
+        yield number, line
 
 
 def _json(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
@@ -289,7 +314,6 @@ def _text(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
 
 
 _READ = {
-    "jsonl": _json_lines,
     "json": _json,
     "xlsx": _xlsx,
     "csv": _csv,
@@ -298,17 +322,46 @@ _READ = {
 }
 
 
-def rows(path: pathlib.Path) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
+def rows(
+    path: pathlib.Path, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[str, dict | bad_rows.BadRow]]:
     """(where, row) of everything in a file; in place of a row that cannot be read, a BadRow that says why.
 
-    Errors: DataError when the file as a whole cannot be read.
+    start, stop: of JSON Lines, only the lines that begin at these bytes. Errors: DataError when the file as a whole
+    cannot be read.
     """
     kind = kind_of(path)
     try:
-        yield from _READ[kind](path)
+        yield from _json_lines(path, start, stop) if kind == "jsonl" else _READ[kind](path)
     except errors.JinstrError:
         raise
     except Exception as error:  # of a library, about a file that is damaged or made to harm
         reason = f"{type(error).__name__}: {error}"
         message = f"{path}: not readable as {kind} ({reason})"
         raise errors.DataError("JI-READ-006", message) from None
+
+
+class Piece(NamedTuple):
+    """A file, or a stretch of its lines."""
+
+    file: int  # number in `files_of`
+    start: int = 0
+    stop: int | None = None
+
+
+def pieces(paths: Sequence[pathlib.Path], part: int, parts: int) -> list[Piece]:
+    """What part `part` (from 0) of all bytes is, in order: JSON Lines are cut, other files belong to one part whole."""
+    sizes = [path.stat().st_size for path in paths]
+    total = sum(sizes)
+    first, last = total * part // parts, total * (part + 1) // parts
+    found, begin = [], 0
+    for number, (path, size) in enumerate(zip(paths, sizes)):
+        end, middle = begin + size, begin + size // 2
+        is_mine = first <= middle < last or (middle == total and part == parts - 1)
+        cuts = max(first, begin) < min(last, end) and not first <= begin < end <= last
+        if cuts and kind_of(path) == "jsonl":
+            found.append(Piece(number, max(first, begin) - begin, min(last, end) - begin))
+        elif is_mine:
+            found.append(Piece(number))
+        begin = end
+    return found

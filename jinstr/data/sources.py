@@ -11,7 +11,7 @@ import dataclasses
 import glob
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from jinstr import errors
 from jinstr.data import bad_rows, file_examples, formats, readers, selection, splits
@@ -184,18 +184,20 @@ def _held_out(source: SourceConfig, again: Callable[[], Iterator[dict]]) -> Call
 
 
 def read(
-    source: SourceConfig, report: bad_rows.Report | None = None, files: slice = slice(None)
+    source: SourceConfig,
+    report: bad_rows.Report | None = None,
+    pieces: Sequence[readers.Piece] | None = None,
 ) -> Iterator[dict]:
     """The examples of a source. `report` collects what was left out.
 
-    files: which of its files are read; what looks at all examples then sees only theirs (see prepare_parts.py).
+    pieces: what of its files is read; None = all. What looks at all examples then sees only theirs (part_worker.py).
     Errors: DataError with file, line, fields found and the way out.
     """
     report = bad_rows.Report() if report is None else report
 
     def examples(into: bad_rows.Report) -> Iterator[dict]:
         if source.path:
-            raw = file_examples.examples(source, into, files)
+            raw = file_examples.examples(source, into, pieces)
         else:
             from jinstr.data import tasks
 

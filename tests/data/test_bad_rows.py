@@ -7,7 +7,7 @@ import pytest
 
 from jinstr import errors
 from jinstr.commands import prepare as prepare_command
-from jinstr.data import bad_rows, dataset, prepare, prepared, readers, sources
+from jinstr.data import bad_rows, dataset, prepare, prepare_parts, prepared, readers, sources
 
 CLEAN = [json.dumps({"id": f"d{n}", "text": f"文{n}です。"}, ensure_ascii=False) for n in range(40)]
 BROKEN = {
@@ -187,6 +187,7 @@ def test_prepare_says_once_that_nothing_is_held_out(tokenizer_path, tmp_path, ca
         tokenizer=tokenizer_path,
         template="",
         prepare_config=prepare.PrepareConfig(cache_dir=str(tmp_path / "cache"), workers=1),
+        parts=prepare_parts.PartsConfig(),
         heldout_list="",
         seed=0,
     )

@@ -6,7 +6,7 @@ import pytest
 
 from jinstr import errors
 from jinstr.commands import prepare as prepare_command
-from jinstr.data import bad_rows, dataset, prepare, selection, sources
+from jinstr.data import bad_rows, dataset, prepare, prepare_parts, selection, sources
 
 ODD = [
     "一行",
@@ -45,6 +45,7 @@ def test_held_out_prompts_of_one_file_are_left_out_of_another(tmp_path, tokenize
         tokenizer=tokenizer_path,
         template="chatml",
         prepare_config=prepare.PrepareConfig(cache_dir=str(tmp_path / "cache"), workers=1),
+        parts=prepare_parts.PartsConfig(),
         heldout_list=str(held),
         seed=0,
     )

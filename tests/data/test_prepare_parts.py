@@ -10,7 +10,7 @@ import pytest
 
 from jinstr import errors
 from jinstr.commands import prepare as command
-from jinstr.data import dataset, part_worker, prepare, prepare_parts, sources
+from jinstr.data import dataset, part_worker, prepare, prepare_parts, readers, sources
 from jinstr.testing import faults
 
 
@@ -31,6 +31,7 @@ def texts(tmp_path_factory):
     rows[70] |= {"other": 1}
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     lines[30], lines[63] = "{broken", '{"id": "t63", "text": 7}'
+    lines[26] = lines[27] = lines[53] = '{"id": "no text"}'
     for number in range(4):
         part = "\n".join(lines[20 * number : 20 * number + 20])
         (folder / f"part{number}.jsonl").write_text(part + "\n", "utf-8")
@@ -82,6 +83,7 @@ def test_texts_in_parts(ensure, text_source):
     whole = by_one_process(ensure, text_source)
     manifest = json.loads(whole["manifest.json"])
     assert manifest["drops"] == {
+        "bad row: missing field": 3,
         "bad row: not JSON": 1,
         "bad row: wrong type": 1,
         "empty": 1,
@@ -89,16 +91,18 @@ def test_texts_in_parts(ensure, text_source):
         "held out": manifest["drops"]["held out"],
         "same id": 3,
     }
-    faults.enable("encode@3=kill")
-    with pytest.raises(errors.DataError, match="was killed by signal 9"):
-        ensure(text_source, part="2/3")
-    faults.enable("")
-    folder = prepare_parts.parts_folder(ensure(text_source, part="1/3"))
-    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["00000-of-00003"]
+    faults.enable("read_row@15=kill")
+    try:
+        with pytest.raises(errors.DataError, match="was killed by signal 9"):
+            ensure(text_source, part="1/3")
+    finally:
+        faults.enable("")
+    folder = prepare_parts.parts_folder(ensure(text_source, part="2/3"))
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["00001-of-00003"]
     ensure(text_source, part="3/3", workers=2)
-    with pytest.raises(errors.ConfigError, match="1 of 3 parts are not in .*: 2/3; .*PART=2/3"):
+    with pytest.raises(errors.ConfigError, match="1 of 3 parts are not in .*: 1/3; .*PART=1/3"):
         ensure(text_source, merge=True)
-    ensure(text_source, part="2/3")
+    ensure(text_source, part="1/3")
     merged = ensure(text_source, merge=True)
     assert files(merged) == whole
     assert sorted(path.suffix for path in merged.parent.iterdir()) == ["", ".json", ".jsonl"]
@@ -173,10 +177,22 @@ def test_too_many_bad_rows_are_seen_when_parts_are_merged(ensure, tmp_path):
     assert str(merged.value) == str(one.value) and one.value.code == "JI-SOURCE-009"
 
 
-@pytest.mark.parametrize("sizes, parts", [([5, 1, 1, 1, 4], 3), ([], 2), ([9], 4), ([1] * 10, 4)])
-def test_every_file_is_in_one_part(sizes, parts):
-    places = [part_worker.stretch(sizes, part, parts) for part in range(parts)]
-    assert [n for place in places for n in range(len(sizes))[place]] == list(range(len(sizes)))
+def test_pieces_hold_every_row_once(texts, tmp_path):
+    (tmp_path / "0.txt").write_text("一つの文章。" * 400, "utf-8")
+    (tmp_path / "2.txt").write_text("", "utf-8")
+    (tmp_path / "3.json").write_text(
+        '[{"id": "1", "text": "a"},\n{"id": "2", "text": "b"}]', "utf-8"
+    )
+    paths = [tmp_path / "0.txt", *sorted(texts.glob("*.jsonl")), tmp_path / "2.txt"]
+    paths += [tmp_path / "3.json"]
+    whole = [(str(where), str(row)) for path in paths for where, row in readers.rows(path)]
+    cut = 0
+    for parts in (*range(1, 12), 5000):  # of one byte, too
+        pieces = [piece for part in range(parts) for piece in readers.pieces(paths, part, parts)]
+        cut += sum(piece.start > 0 for piece in pieces)
+        rows = [row for n, a, b in pieces for row in readers.rows(paths[n], a, b)]
+        assert [(str(where), str(row)) for where, row in rows] == whole
+    assert cut > 1000 and len(whole) == 84
 
 
 def test_settings_that_do_not_go_together():
@@ -227,5 +243,5 @@ def test_beam_writes_the_same_bytes(ensure, text_source, texts):
     assert files(ensure(text_source, runner="direct", workers=2, parts=3)) == whole
     # An error of the data comes through as it is.
     bad = dataclasses.replace(text_source, on_bad="stop")
-    with pytest.raises(errors.DataError, match="part1.jsonl:11: not JSON"):
+    with pytest.raises(errors.DataError, match="part1.jsonl:7: no text"):
         ensure(bad, runner="direct", workers=2)
