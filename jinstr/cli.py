@@ -101,6 +101,9 @@ STAGES = (
             Command(
                 "replay", "look at a past step of a run", "過去のステップを再現する", ("RUN_DIR",)
             ),
+            Command(
+                "doctor", "what ails a machine or a run", "機械や学習の状態を診る", ("RUN_DIR",)
+            ),
             Command("bench", "measure training, decoding, loading", "速度を測る"),
             Command("config", "list settings and their defaults", "設定項目と既定値の一覧"),
         ),

@@ -25,9 +25,8 @@ from gin import config_parser
 
 import jinstr
 from jinstr import cli, errors, failures, recipes, record, redact, settings
-from jinstr.parallel import mesh
 from jinstr.testing import faults
-from jinstr.train import debug, stopping
+from jinstr.train import debug, stopping, vitals
 
 gin.add_config_file_search_path(str(recipes.REPOSITORY))
 # gin also looks for files inside Python packages, and fails on a folder of .gin files that is none.
@@ -65,7 +64,12 @@ def _main(argv: list[str]) -> int:
     try:
         request = cli.parse_arguments(argv)
         arm_faults(request)
-        mesh.make_room_for_fake_devices()
+        if (
+            request.command != "doctor"
+        ):  # which looks at machines and runs from outside, without JAX
+            from jinstr.parallel import mesh
+
+            mesh.make_room_for_fake_devices()
         run(request)
     except errors.JinstrError as error:
         return _told(error)
@@ -121,9 +125,11 @@ def run(request: cli.Request) -> None:
         with debug.mode():
             entry(**kwargs)
         return
-    run_dir, writes = pathlib.Path(kwargs["run_dir"]), record.process_index() == 0
+    run_dir, rank = pathlib.Path(kwargs["run_dir"]), record.process_index()
+    writes = rank == 0
     texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
-    with stopping.running(run_dir, writes), debug.mode():
+    told = vitals.telling(run_dir, rank, request.command)
+    with stopping.running(run_dir, writes), told, debug.mode():
         changes = record.write(run_dir, resolved, *texts) if writes else []
         for change in changes:
             print(f"jinstr: settings differ from the last start in {run_dir}: {change}")

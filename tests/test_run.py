@@ -46,6 +46,7 @@ NEEDED = {
     "quickstart": [],
     "resume": ["RUN_DIR=r"],
     "replay": ["RUN_DIR=r"],
+    "doctor": [],
     "bench": ["gin_configs/model/bench_256.gin"],
     "config": [],
 }

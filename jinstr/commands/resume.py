@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 
 from jinstr import cli, record
-from jinstr.train import stopping
+from jinstr.train import stopping, vitals
 
 
 def resume(*, run_dir: str, module: str) -> dict:
@@ -23,5 +23,6 @@ def resume(*, run_dir: str, module: str) -> dict:
     if kwargs["checkpoint"].resume == "never":  # that was about a directory that was to be new
         kwargs["checkpoint"] = dataclasses.replace(kwargs["checkpoint"], resume="auto")
     entry = cli.entry_function(command)
-    with stopping.running(pathlib.Path(run_dir), record.process_index() == 0):
+    place, rank = pathlib.Path(run_dir), record.process_index()
+    with stopping.running(place, rank == 0), vitals.telling(place, rank, command):
         return entry(**kwargs)

@@ -199,7 +199,7 @@ class Boundary:
 
     def phase(self, name: str, number: int) -> None:
         """A part of an iteration begins."""
-        self._watch.beat(name)
+        self._watch.beat(name, number)
         faults.point(name, number)
         self._flight.start(name)
 

@@ -32,12 +32,11 @@ import xxhash
 
 from jinstr import errors, failures
 from jinstr.testing import faults
-from jinstr.train import storage
+from jinstr.train import manifests, storage
 
 SLOW_SECONDS = 1.0  # that a save may wait for the one before it without a word
 # Orbax measures a save by the wall clock, which may jump by a day; stalls are the watchdog's business.
 ORBAX_SECONDS = 10_000_000
-FORMAT = 2  # 1 had no digest of the manifest itself; it is read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,12 +74,6 @@ def _leaves(tree) -> dict[str, dict]:
         jax.tree_util.keystr(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _own_digest(manifest: dict) -> str:
-    """Digest of a manifest without the digest in it."""
-    text = json.dumps({k: v for k, v in manifest.items() if k != "digest"}, sort_keys=True)
-    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _item(tree):
@@ -181,8 +174,8 @@ class Checkpointer:
             for path in aside.rglob("*"):
                 if path.is_dir():
                     storage.sync(path)
-            manifest = {"format": FORMAT, "step": step, "files": files} | facts
-            manifest["digest"] = _own_digest(manifest)
+            manifest = {"format": manifests.FORMAT, "step": step, "files": files} | facts
+            manifest["digest"] = manifests.own_digest(manifest)
             faults.point("save_manifest", step)
             storage.write_json(aside / "manifest.json", manifest)
             faults.point("save_rename", step)
@@ -238,10 +231,7 @@ class Checkpointer:
         self._orbax.close()
 
     def _steps(self) -> list[int]:
-        """The steps that are there under their own name, ascending."""
-        if not self.folder.exists():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        return manifests.steps(self.folder)
 
     def _manifest(self, step: int) -> dict:
         try:
@@ -250,39 +240,7 @@ class Checkpointer:
             return {"finite": False}
 
     def _problem(self, step: int) -> str | None:
-        """Why a step cannot be used, or None when it verifies.
-
-        Errors: StorageError when a newer version of jinstr wrote it.
-        """
-        target = self.folder / str(step)
-        try:
-            manifest = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
-            if manifest["format"] != 1 and manifest["digest"] != _own_digest(manifest):
-                return "manifest.json does not have the digest that it names"
-            if manifest["format"] > FORMAT:
-                raise errors.StorageError(
-                    "JI-CKPT-010",
-                    f"{target} has format {manifest['format']}, this jinstr knows up to {FORMAT}; install a newer one",
-                )
-            if manifest["step"] != step:
-                return f"manifest.json is that of step {manifest['step']}"
-            for name, facts in manifest["files"].items():
-                path = target / name
-                if not path.exists():
-                    return f"{name} is missing"
-                if path.stat().st_size != facts["bytes"]:
-                    return f"{name} has {path.stat().st_size} bytes, {facts['bytes']} were written"
-                if storage.digest(path) != facts["xxh3_128"]:
-                    return f"{name} has another digest than when it was written"
-            if not manifest["files"] or not manifest["arrays"]:
-                return "manifest.json names no files"
-            if not manifest.get("finite", True):
-                return "its parameters are not all finite"
-        except FileNotFoundError:
-            return "manifest.json is missing"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"manifest.json cannot be read: {error!r}"
-        return None
+        return manifests.problem(self.folder, step)
 
     def latest_verified(self, up_to: int | None = None) -> int | None:
         """The newest step (at most `up_to`) that verifies; damaged ones on the way are named on stderr, and stay."""

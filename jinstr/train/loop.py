@@ -273,7 +273,7 @@ def fit(
             for step, batch in itertools.islice(batches, max(0, num_steps - start_step)):
                 phase = "compile" if step == start_step else "step"
                 trace.before(step)
-                watch.beat(phase)
+                watch.beat(phase, step)
                 if step + 1 in skipped:
                     state = _skip(state, run_dir, step + 1, examples(step))
                 else:

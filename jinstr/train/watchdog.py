@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from jinstr.train import debug
+from jinstr.train import debug, vitals
 
 EXIT_CODE = 124
 COMPILE_SECONDS = 1800.0
@@ -48,11 +48,13 @@ class Watchdog:
         _current = None
         self._ended.set()
 
-    def beat(self, phase: str) -> None:
+    def beat(self, phase: str, step: int | None = None) -> None:
+        """step: updates done, where that is known."""
         now = time.monotonic()
         if phase == self._phase == "step":
             self._seconds = [*self._seconds, now - self._since][-_WINDOW:]
         self._phase, self._since = phase, now
+        vitals.at(phase, step, self.allowed())
 
     def allowed(self) -> float:
         """Seconds that the present phase may take without a beat."""
@@ -70,14 +72,15 @@ class Watchdog:
         while not self._ended.wait(min(5.0, self.allowed() / 4)):
             waited = time.monotonic() - self._since
             if waited > self.allowed():
+                words = f"JI-STALL-001: no progress for {waited:.0f} s in phase {self._phase!r}"
                 print(
-                    f"\njinstr: JI-STALL-001: no progress for {waited:.0f} s in phase {self._phase!r}; "
-                    f"where every thread stands follows, then the run ends with {EXIT_CODE}",
+                    f"\njinstr: {words}; where every thread stands follows, then the run ends with {EXIT_CODE}",
                     file=sys.stderr,
                     flush=True,
                 )
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 sys.stderr.flush()
+                vitals.ended(EXIT_CODE, words, stacks=True)
                 os._exit(EXIT_CODE)
 
 

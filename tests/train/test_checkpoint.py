@@ -9,7 +9,7 @@ import pytest
 
 from jinstr import errors
 from jinstr.testing import faults
-from jinstr.train import checkpoint
+from jinstr.train import checkpoint, manifests
 
 
 def tree(seed):
@@ -133,7 +133,7 @@ def test_other_shapes_are_named(saved):
 def test_what_a_newer_version_wrote_is_left_alone(saved):
     path = saved / "checkpoints" / "30" / "manifest.json"
     manifest = json.loads(path.read_text()) | {"format": 99}
-    path.write_text(json.dumps(manifest | {"digest": checkpoint._own_digest(manifest)}))
+    path.write_text(json.dumps(manifest | {"digest": manifests.own_digest(manifest)}))
     with pytest.raises(errors.StorageError, match="format 99.*install a newer one"):
         opened(saved).start_step()
     # Negative control: without the right digest it is damage, not a version.
