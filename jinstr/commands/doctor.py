@@ -160,7 +160,8 @@ def _of_processes(found: list[run_state.Process]) -> list[str]:
         if process.state == "gone":
             findings.append(
                 f"{who} is {process.words}: it was killed (by hand, or because memory ran out: dmesg | grep -i kill; "
-                f"its peak was {process.facts.get('peak_gib', '?')} GiB), or the machine went down; {again}"
+                f"its peak was {process.facts.get('peak_gib', '?')} GiB), or JAX ended it for a peer that was lost, or "
+                f"the machine went down; {again}"
             )
         elif process.state == "silent":
             findings.append(

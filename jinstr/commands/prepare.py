@@ -46,6 +46,9 @@ def prepare(
         maker=prepare_parts.maker(parts),
     )
     if parts.part:
+        for place in (*found.sets, *found.held_out_sets):
+            if prepared_lib.is_prepared(place.path):
+                print(f"{place.name}: is prepared already, no part of it is needed: {place.path}")
         return {}
     manifests = {}
     for source, place in zip(

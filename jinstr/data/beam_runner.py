@@ -42,6 +42,11 @@ def each(
     if runner == "direct":
         words += [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
     parsed = pipeline_options.PipelineOptions(words)
+    if runner in (
+        "direct",
+        "dataflow",
+    ):  # Flink and Spark have options of their own, which Beam does not know
+        _check_options(parsed, words, runner)
     try:
         pipeline = beam.Pipeline(options=parsed)
     except ValueError as error:  # an unknown runner, a missing option
@@ -53,3 +58,14 @@ def each(
         | beam.Map(function)
     )
     pipeline.run().wait_until_finish()
+
+
+def _check_options(parsed, words: Sequence[str], runner: str) -> None:
+    """Errors: ConfigError for options that Beam does not know, which it would pass over."""
+    parsers: list = []
+    parsed.get_all_options(add_extra_args_fn=parsers.append)
+    _, unknown = parsers[0].parse_known_args(list(words))
+    if unknown:
+        raise errors.ConfigError(
+            "JI-BEAM-003", f"BEAM_OPTIONS: Beam knows no {' '.join(unknown)} (RUNNER={runner})"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
 
 import xxhash
 
@@ -26,10 +27,25 @@ def steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
-def problem(folder: pathlib.Path, step: int, every_byte: bool = True) -> str | None:
+def size(folder: pathlib.Path, step: int) -> int:
+    """Bytes that the manifest of a step names; 0 where it cannot be read."""
+    try:
+        manifest = json.loads((folder / str(step) / "manifest.json").read_text(encoding="utf-8"))
+        return sum(facts["bytes"] for facts in manifest["files"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+def problem(
+    folder: pathlib.Path,
+    step: int,
+    every_byte: bool = True,
+    done: Callable[[int], object] = lambda count: None,
+) -> str | None:
     """Why a step in RUN_DIR/checkpoints cannot be used, or None when it verifies.
 
-    every_byte: compare digests, not sizes alone. Errors: StorageError when a newer version of jinstr wrote it.
+    every_byte: compare digests, not sizes alone. done: called with the bytes of each file that was read.
+    Errors: StorageError when a newer version of jinstr wrote it.
     """
     target = folder / str(step)
     try:
@@ -51,6 +67,7 @@ def problem(folder: pathlib.Path, step: int, every_byte: bool = True) -> str | N
                 return f"{name} has {path.stat().st_size} bytes, {facts['bytes']} were written"
             if every_byte and storage.digest(path) != facts["xxh3_128"]:
                 return f"{name} has another digest than when it was written"
+            done(facts["bytes"])
         if not manifest["files"] or not manifest["arrays"]:
             return "manifest.json names no files"
         if not manifest.get("finite", True):

@@ -13,6 +13,8 @@ import pathlib
 import re
 import time
 
+import tqdm
+
 from jinstr import errors
 from jinstr.train import manifests, vitals
 
@@ -182,8 +184,17 @@ def checkpoints(run_dir: pathlib.Path, every_byte: bool, is_alive: bool) -> tupl
     folder = run_dir / "checkpoints"
     steps, damaged, verified, findings = manifests.steps(folder), {}, None, []
     for step in reversed(steps):
+        bar = tqdm.tqdm(
+            desc=f"verify step {step}",
+            total=manifests.size(folder, step),
+            unit="B",
+            unit_scale=True,
+            disable=None if every_byte else True,  # None: not on a terminal
+            leave=False,
+        )
         try:
-            problem = manifests.problem(folder, step, every_byte)
+            with bar:
+                problem = manifests.problem(folder, step, every_byte, bar.update)
         except errors.StorageError as error:
             problem = error.message
         if problem is None:

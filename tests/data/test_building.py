@@ -141,6 +141,14 @@ def test_folders_of_killed_builds_are_removed(tmp_path):
         assert set(building.remove_left_over(tmp_path)) == {dead, old}
         assert held.exists() and new.exists() and not dead.exists() and not old.exists()
     assert not held.exists()
+    # Locks of another machine may not be seen here: its folder waits for a day.
+    other = tmp_path / ".set-other"
+    (other / "work").mkdir(parents=True)
+    (other / "work" / "lock").write_text("another-machine")
+    assert building.remove_left_over(tmp_path) == []
+    for path in (other / "work", other):
+        os.utime(path, (1, 1))
+    assert other in building.remove_left_over(tmp_path)
     with building.folder_for(tmp_path / "set-2") as (held, lock):
         # The lock of a child process counts too.
         code = "import time; print(flush=True); time.sleep(60)"

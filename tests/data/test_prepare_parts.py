@@ -224,6 +224,7 @@ def test_the_command(tokenizer_path, texts, tmp_path, capfd):
     assert run(part="1/1") == {}
     assert "part0: part 1/1 made: 19 examples" in capfd.readouterr().out
     assert run(merge=True)["part0"]["counts"]["examples"] == 19
+    assert run(part="1/1") == {} and "prepared already" in capfd.readouterr().out
     with pytest.raises(errors.ConfigError, match="JI-PARTS-010"):
         run(heldout_list="x", part="1/1")
 
@@ -245,3 +246,5 @@ def test_beam_writes_the_same_bytes(ensure, text_source, texts):
     bad = dataclasses.replace(text_source, on_bad="stop")
     with pytest.raises(errors.DataError, match="part1.jsonl:7: no text"):
         ensure(bad, runner="direct", workers=2)
+    with pytest.raises(errors.ConfigError, match="JI-BEAM-003.*knows no --regoin=x"):
+        ensure(bad, runner="direct", beam_options="--regoin=x --region=y")
