@@ -131,7 +131,13 @@ def _make_merged(parts: int, source, folder: pathlib.Path, *settings) -> None:
     base = prepare.request_of(source, folder, *settings)
     places = _found(source.name, folder, parts, base["made_from"])
     request = base | {"from": list(map(str, places))}
-    prepare.build(folder, request, "jinstr.data.part_worker")
+    try:
+        prepare.build(folder, request, "jinstr.data.part_worker")
+    except errors.DataError as error:
+        if error.code != prepare.NOTHING_LEFT:  # then there is no set to wait for
+            raise
+        building.remove(parts_folder(folder))
+        raise
     building.remove(parts_folder(folder))
 
 

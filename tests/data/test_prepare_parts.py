@@ -127,7 +127,7 @@ def test_conversations_in_parts(ensure, world):
     whole = by_one_process(ensure, source)
     for part in ("1/2", "2/2"):
         ensure(source, part=part)
-    assert files(ensure(source, merge=True)) == whole
+    assert files(ensure(source, workers=2, merge=True)) == whole
 
 
 def test_wrong_parts_are_named(ensure, texts, tmp_path, capfd):

@@ -74,12 +74,12 @@ def place(world, tokenizer_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(place, world, tokenizer_path):
-    """A function that starts `jinstr pretrain` of 12 steps in RUN_DIR=run, with faults."""
+    """A function that starts `jinstr pretrain` of 12 steps in a folder, with faults."""
 
-    def start(*words, faults=""):
+    def start(*words, faults="", name="run"):
         data = [f"DATA={world}/corpus.jsonl", f"TOKENIZER={tokenizer_path}"]
         size = ["NUM_STEPS=12", "SAVE_EVERY=4", "SEQ_LEN=32", "BATCH_TOKENS=64", "LOG_EVERY=1"]
-        where = [f"RUN_DIR={place}/run", f"CACHE_DIR={place}/cache", "WORKERS=1"]
+        where = [f"RUN_DIR={place}/{name}", f"CACHE_DIR={place}/cache", "WORKERS=1"]
         return python(
             "import sys; from jinstr import run; sys.exit(run.main())",
             *("pretrain", f"{place}/model.gin", *data, *size, *where, "--allow_faults", *words),
@@ -195,6 +195,28 @@ def test_sizes_alone_do_not_see_a_flipped_bit(finished, tmp_path):
     assert look(tmp_path / "run", verify=False)["checkpoints"]["verified"] == 12
     assert look(tmp_path / "run")["checkpoints"]["verified"] == 8
     assert manifests.problem(tmp_path / "run" / "checkpoints", 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, faults, status, words",
+    [
+        ("stopped", "step@10=term", 75, "SIGTERM: saved step 10; the same command goes on there"),
+        ("stalled", "step@10=hang", 124, "JI-STALL-001: no progress for"),
+        ("unread", "data_read@9=error", 74, "data of step 10, of corpus"),
+    ],
+)
+def test_real_runs_that_end_early(train, place, name, faults, status, words):
+    process = train("STALL_SECONDS=20", faults=faults, name=name)
+    out, _ = process.communicate()
+    assert process.returncode == status, out[-2000:]
+    found = look(place / name)
+    state, told = found["processes"][0]
+    assert state == "ended" and told.startswith(f"ended with {status} ") and words in told
+    assert ("in point" in found["stacks"].get(0, "")) == (status == 124)
+    process = train(name=name)
+    process.communicate()
+    assert process.returncode == 0 and look(place / name)["findings"] == []
 
 
 def test_it_imports_no_jax(finished):
