@@ -60,7 +60,11 @@ def make_part(request: dict, folder: pathlib.Path) -> None:
     job = prepare_worker.job_of(request, folder)
     part, parts = request["part"], request["parts"]
     quarantine = folder / building.WORK / prepared.QUARANTINE
-    report = bad_rows.Report(quarantine=quarantine, in_parts=by_files(source, job.kind))
+    report = bad_rows.Report(
+        quarantine=quarantine,
+        kept_as=request["quarantine"],
+        in_parts=by_files(source, job.kind),
+    )
     if report.in_parts:
         pieces = readers.pieces(readers.files_of(source.path), part, parts)
         examples = sources_lib.read(source, report, pieces)

@@ -4,13 +4,22 @@ import dataclasses
 import json
 import os
 import pathlib
+import random
 import shutil
 
 import pytest
 
 from jinstr import errors
 from jinstr.commands import prepare as command
-from jinstr.data import dataset, part_worker, prepare, prepare_parts, readers, sources
+from jinstr.data import (
+    dataset,
+    part_worker,
+    prepare,
+    prepare_parts,
+    prepare_worker,
+    readers,
+    sources,
+)
 from jinstr.testing import faults
 
 
@@ -248,3 +257,97 @@ def test_beam_writes_the_same_bytes(ensure, text_source, texts):
         ensure(bad, runner="direct", workers=2)
     with pytest.raises(errors.ConfigError, match="JI-BEAM-003.*knows no --regoin=x"):
         ensure(bad, runner="direct", beam_options="--regoin=x --region=y")
+
+
+def random_corpus(draw, folder):
+    """A few files with repeated ids, bad rows, blank texts, other formats; the settings of a source over them."""
+    is_plain = draw.random() < 0.5
+    ids, bad_share = draw.randint(5, 400), draw.choice([0, 0.0005, 0.004, 0.03, 0.08])
+    columns = draw.choice([1, 3, 70])  # more than a report tells apart
+    bad = ("{bro", '{"id": "q"}', "[1]", '{"id": "z", "text": 5}', '{"text": "a\\u0000b"}', "\0")
+
+    def line():
+        if draw.random() < bad_share:
+            return draw.choice(bad)
+        text = (
+            "　" if draw.random() < 0.03 else "文章" * draw.randint(1, 40) + str(draw.random())[:5]
+        )
+        row = {"text": text, "author": f"a{draw.randrange(6)}", f"f{draw.randrange(columns)}": 1}
+        row |= {"id": f"t{draw.randrange(ids)}"} if draw.random() < 0.8 else {}
+        return json.dumps(row, ensure_ascii=draw.random() < 0.5)
+
+    folder.mkdir()
+    for number in range(draw.randint(1, 5)):
+        lines = [line() for _ in range(draw.choice([0, 1, 30, 200, 400]))]
+        end = draw.choice(["\n", "\n\n", "\r\n"])
+        text = end.join(lines) + end * draw.randint(0, 1)
+        mark = "\ufeff" * draw.randint(0, 1)
+        (folder / f"{number}.jsonl").write_bytes((mark + text).encode())
+        if not is_plain and draw.random() < 0.3:
+            (folder / f"{number}.txt").write_text("本文です。" * draw.randint(0, 300), "utf-8")
+    exclude = folder.with_name("exclude")
+    exclude.write_text("".join(f"t{draw.randrange(ids)}\n" for _ in range(5)), "utf-8")
+    settings = {"path": str(folder), "most_bad": draw.choice([0.001, 0.02, 0.5, 1.0])}
+    if draw.random() < 0.5:
+        settings |= {"holdout": draw.choice([0.1, 0.5]), "part": draw.choice(["train", "heldout"])}
+        settings["holdout_rule"] = draw.choice(["hash", "hash", "greedy"])
+    settings["group_by"] = "author" if is_plain and draw.random() < 0.5 else ""
+    settings["exclude"] = str(exclude) if draw.random() < 0.5 else ""
+    settings["limit"] = draw.randint(1, 100) if draw.random() < 0.2 else 0
+    return sources.SourceConfig(**settings)
+
+
+def done(what, request, folder):
+    """The files that a worker makes, or the code of its error."""
+    (folder / "work").mkdir(parents=True)
+    try:
+        what(request, folder)
+    except errors.JinstrError as error:
+        return error.code
+    quarantine = folder / "work" / "quarantine.jsonl"
+    rows = quarantine.read_bytes() if quarantine.exists() else b""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} | {"bad": rows}
+
+
+@pytest.mark.slow
+def test_random_corpora_in_parts(tokenizer_path, tmp_path):
+    """The same set, or both refuse."""
+    seen = {"set": 0, "error": 0, "repeated": 0}
+    for seed in range(60):
+        draw, place = random.Random(seed), tmp_path / str(seed)
+        place.mkdir()
+        source = random_corpus(draw, place / "corpus")
+        request = {
+            "source": dataclasses.asdict(source),
+            "tokenizer_path": tokenizer_path,
+            "template": "",
+            "shards": draw.randint(1, 3),
+            "audit": "stop",
+            "workers": 1,
+            "made_from": {},
+            "faults": "",
+            "asked_by": os.getppid(),
+            "quarantine": "q",
+        }
+        whole = done(prepare_worker.whole, request, place / "whole")
+        parts = draw.randint(1, 6)
+        made = [
+            done(
+                part_worker.make_part,
+                request | {"part": part, "parts": parts, "key": "k"},
+                place / f"part{part}",
+            )
+            for part in range(parts)
+        ]
+        folders = [place / f"part{part}" for part in range(parts)]
+        if any(isinstance(part, str) for part in made):
+            assert isinstance(whole, str)
+            merged = whole
+        else:
+            seen["repeated"] += sum(len(p.repeated) for p in part_worker._opened(folders))
+            asked = request | {"from": list(map(str, folders))}
+            merged = done(part_worker.merge, asked, place / "merged")
+        assert merged == whole, seed
+        seen["error" if isinstance(whole, str) else "set"] += 1
+        shutil.rmtree(place)
+    assert seen["set"] > 20 and seen["error"] > 5 and seen["repeated"] > 100
