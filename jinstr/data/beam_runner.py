@@ -27,7 +27,7 @@ def each(
 
     runner: a key of RUNNERS, or the name of another of Beam's runners. workers: processes of the direct runner; others
     take theirs from `options`, which are those of Beam's command lines.
-    Errors: ConfigError without Beam, or for options that it does not know; what a request raised as Beam raises it.
+    Errors: ConfigError without Beam, or for options that it does not know; MachineError where a worker failed.
     """
     try:
         import apache_beam as beam
@@ -57,7 +57,17 @@ def each(
         | beam.Reshuffle()  # so that every request may go to another worker
         | beam.Map(function)
     )
-    pipeline.run().wait_until_finish()
+    try:
+        pipeline.run().wait_until_finish()
+    except (
+        Exception
+    ) as error:  # Beam has no class for what failed on a worker, or in starting a runner
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = next((line for line in lines if "JI-" in line), (lines or [repr(error)])[-1])
+        raise errors.MachineError(
+            "JI-BEAM-004",
+            f"RUNNER={runner}: {told[:600]}; what was made is kept, so the same command goes on",
+        ) from error
 
 
 def _check_options(parsed, words: Sequence[str], runner: str) -> None:

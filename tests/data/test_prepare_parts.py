@@ -12,6 +12,7 @@ import pytest
 from jinstr import errors
 from jinstr.commands import prepare as command
 from jinstr.data import (
+    beam_runner,
     dataset,
     part_worker,
     prepare,
@@ -251,10 +252,18 @@ def test_beam_writes_the_same_bytes(ensure, text_source, texts):
     )
     whole = by_one_process(ensure, text_source)
     assert files(ensure(text_source, runner="direct", workers=2, parts=3)) == whole
+    shutil.rmtree(ensure(text_source))
+    # By the job service that Flink and Spark have, too.
+    options = "--job_endpoint=embed --environment_type=LOOPBACK"
+    folder = ensure(text_source, runner="PortableRunner", beam_options=options, parts=2)
+    assert files(folder) == whole
     # An error of the data comes through as it is.
     bad = dataclasses.replace(text_source, on_bad="stop")
     with pytest.raises(errors.DataError, match="part1.jsonl:7: no text"):
         ensure(bad, runner="direct", workers=2)
+    nowhere = {"place": "/not/there/00000-of-00001"}
+    with pytest.raises(errors.MachineError, match="JI-PARTS-005: /not/there is not there on this"):
+        beam_runner.each(prepare_parts.attempt, [nowhere], "direct", workers=1)
     with pytest.raises(errors.ConfigError, match="JI-BEAM-003.*knows no --regoin=x"):
         ensure(bad, runner="direct", beam_options="--regoin=x --region=y")
 
