@@ -35,6 +35,9 @@ EXTRAS = {
     "beam": ["apache-beam>=2.77,<3"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+    "plan": [
+        "libtpu==0.0.52"
+    ],  # the TPU compiler; the version that the anchors of tests/benchmarks were made with
     "hub": ["huggingface_hub>=0.30"],
     "wandb": ["wandb>=0.19"],
     "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.11"],

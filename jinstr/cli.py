@@ -102,7 +102,15 @@ STAGES = (
                 "replay", "look at a past step of a run", "過去のステップを再現する", ("RUN_DIR",)
             ),
             Command(
-                "doctor", "what ails a machine or a run", "機械や学習の状態を診る", ("RUN_DIR",)
+                "plan",
+                "memory, traffic, time on chips to rent",
+                "借りる前に必要な資源を見積もる",
+            ),
+            Command(
+                "doctor",
+                "what ails a machine or a run",
+                "機械や学習の状態を診る",
+                ("RUN_DIR",),
             ),
             Command("bench", "measure training, decoding, loading", "速度を測る"),
             Command("config", "list settings and their defaults", "設定項目と既定値の一覧"),

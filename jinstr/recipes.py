@@ -16,6 +16,9 @@ from jinstr import cli, errors, settings
 
 REPOSITORY = pathlib.Path(jinstr.__file__).resolve().parents[1]
 COMMAND_LINE = "command line"
+READERS = (
+    "plan",
+)  # commands that take recipes of training commands and read a part of what those say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +210,12 @@ def scan_files(request: cli.Request, parse: Callable) -> tuple[Scan, list[str]]:
 
 
 def check_macros(command: str, scan: Scan) -> None:
-    """Errors: ConfigError for a macro that is required and not set, not defined, or not used."""
+    """Errors: ConfigError for a macro that is required and not set, not defined, or not used.
+
+    What a recipe's own command asks for and uses is nothing to a command that reads a part of it.
+    """
     used: set[str] = set()
+    others = _of_other_commands(scan) if command in READERS else set()
     waiting = [s for name, s in scan.statements.items() if "." in name]
     while waiting:
         statement = waiting.pop()
@@ -226,6 +233,8 @@ def check_macros(command: str, scan: Scan) -> None:
                 )
             waiting.append(scan.statements[name])
     for name, statement in scan.macros.items():
+        if name in others and (name not in used or statement.value == REQUIRED):
+            continue
         if name not in used:
             raise errors.ConfigError("JI-CONFIG-007", _why_unused(statement, scan, used))
         if statement.value == REQUIRED:
@@ -233,6 +242,25 @@ def check_macros(command: str, scan: Scan) -> None:
             raise errors.ConfigError(
                 "JI-CONFIG-008", f"{command} needs {name}{meaning}; add {name}=..."
             )
+
+
+def _of_other_commands(scan: Scan) -> set[str]:
+    """Macros that files of other commands define."""
+    run = scan.defaults.parent
+    return {
+        name
+        for name in scan.macros
+        if any(
+            s.path and s.path.parent == run and s.path != scan.defaults for s in scan.history[name]
+        )
+    }
+
+
+def not_asked(command: str, scan: Scan) -> list[str]:
+    """Macros that another command's file requires and this one, which reads a part of its recipe, does not."""
+    if command not in READERS:
+        return []
+    return [name for name in _of_other_commands(scan) if scan.statements[name].value == REQUIRED]
 
 
 def _why_unused(macro: Statement, scan: Scan, used: set[str]) -> str:

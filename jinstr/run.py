@@ -191,13 +191,14 @@ def resolve(request: cli.Request, entry: Callable[..., Any]) -> dict[str, Any]:
     recipes.check_macros(request.command, scan)
     gin.clear_config()
     bindings = [f"{name} = {value!r}" for name, value in request.overrides.items()]
+    bindings += [f"{name} = ''" for name in recipes.not_asked(request.command, scan)]
     try:
         gin.parse_config_files_and_bindings(files, bindings)
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError) as error:
         raise _translated(error, scan) from None
     except (RuntimeError, SyntaxError, TypeError, ValueError) as error:
         raise _translated(error, scan) from None
-    check_bindings(entry, scan)
+    check_bindings(entry, scan, is_reader=request.command in recipes.READERS)
     try:
         kwargs = gin.get_bindings(entry)
     except errors.JinstrError as error:  # from a __post_init__; gin appends its call chain
@@ -209,8 +210,9 @@ def resolve(request: cli.Request, entry: Callable[..., Any]) -> dict[str, Any]:
     return kwargs
 
 
-def check_bindings(entry: Callable[..., Any], scan: recipes.Scan) -> None:
-    """Errors: ConfigError for an argument that is not bound, a wrong type, and a binding that nothing reads."""
+def check_bindings(entry: Callable[..., Any], scan: recipes.Scan, is_reader: bool = False) -> None:
+    """Errors: ConfigError for an argument that is not bound, a wrong type, and a binding that nothing reads (which is
+    none where a command reads a part of another one's recipe)."""
     config = gin.config._CONFIG  # gin has no public way to list all bindings
     selector = f"{entry.__module__}.{entry.__name__}"
     bound = config.get(("", selector), {})
@@ -227,7 +229,7 @@ def check_bindings(entry: Callable[..., Any], scan: recipes.Scan) -> None:
             check_type(label, where, _settled(value, config, scan, where), owner, name)
     for key, values in config.items():
         for spelled in (_spelled(key, name) for name in values):
-            if spelled not in read:
+            if spelled not in read and not is_reader:
                 where = _where(scan, *key, spelled.rpartition(".")[2])
                 scope, _, plain = spelled.rpartition("/")
                 known = [*(name for name in read if "/" in name), plain] if scope else read

@@ -121,8 +121,12 @@ def attend(
 
     `blocked` and `splash` need T == S and keys in the order of the queries (training, no cache): a block of queries
     then never sees later keys, so those products are not computed at all. Same values as `xla` up to rounding. The
-    kernel of `splash` knows no branches: rows that have them are computed as `blocked`.
+    kernel of `splash` knows no branches: rows that have them are computed as `blocked`. `auto` is `splash` on TPU where
+    there is neither a window nor a row of an odd length or split over devices, else `blocked`.
     """
+    if implementation == "auto":
+        can = isinstance(window, int) and not window and splash.can(q_BTNH.shape[1], rules)
+        implementation = "splash" if jax.default_backend() == "tpu" and can else "blocked"
     if implementation == "splash" and branches_BT is None:
         return splash.attend(
             q_BTNH, k_BSKH, v_BSKH, segments_BT, scale=scale, softcap=softcap, rules=rules

@@ -104,9 +104,8 @@ class DecoderConfig:
     layer_pattern: str = "global"  # e.g. "local,global", repeated over the layers
     scan_layers: bool = True  # one compiled block for all layers; False unrolls (same parameters)
     remat: str = "none"  # none | dots | full: what the backward pass computes again
-    attention: str = (
-        "blocked"  # xla (reference) | blocked (skips what is masked) | splash (kernel, TPU only)
-    )
+    # auto (splash on TPU where it can, else blocked) | xla (reference) | blocked (skips what is masked) | splash
+    attention: str = "auto"
     compute_dtype: str = "auto"  # auto = bfloat16 on accelerators, float32 on CPU
     param_dtype: str = "float32"
     lora: LoraConfig = (
@@ -119,7 +118,7 @@ class DecoderConfig:
             "activation": ("silu", "gelu", "gelu_tanh"),
             "rope_scaling": ("", "linear", "llama3"),
             "remat": ("none", "dots", "full"),
-            "attention": ("xla", "blocked", "splash"),
+            "attention": ("auto", "xla", "blocked", "splash"),
             "heads": ("language", "score", "both"),
         }
         for field, allowed in choices.items():
@@ -188,7 +187,7 @@ class ExecutionConfig:
 
     scan_layers: bool = True  # one compiled block for all layers; False unrolls
     remat: str = "none"  # none | dots | full
-    attention: str = "blocked"  # xla | blocked | splash (TPU)
+    attention: str = "auto"  # auto | xla | blocked | splash (TPU)
     compute_dtype: str = "auto"  # auto | bfloat16 | float32
     lora: LoraConfig = LoraConfig()  # what is trained in place of the model, if anything
 

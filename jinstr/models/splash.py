@@ -19,7 +19,13 @@ from jinstr import errors
 from jinstr.parallel import mesh as mesh_lib
 
 BLOCKS = (512, 256, 128)  # places that the kernel takes at a time: the largest that divides T
+BACKWARD_ELEMENTS = 2048 * 128  # of keys in one block of the backward pass, places times head size
 INTERPRET = False  # tests run the kernel's own code on the CPU
+
+
+def can(places: int, rules: mesh_lib.AxisRules) -> bool:
+    """Are rows of so many places, on the mesh in context, ones that the kernel takes?"""
+    return places % BLOCKS[-1] == 0 and mesh_lib.ambient_devices(rules.sequence) == 1
 
 
 def attend(
@@ -38,7 +44,7 @@ def attend(
             f"attention = 'splash' needs rows of a multiple of {BLOCKS[-1]} places, not {T}; change SEQ_LEN or take "
             "attention = 'blocked'",
         )
-    if rules.sequence and not mesh.empty and mesh.shape.get(rules.sequence, 1) > 1:
+    if mesh_lib.ambient_devices(rules.sequence) > 1:
         raise errors.ConfigError(
             "JI-ATTENTION-002",
             "attention = 'splash' needs whole sequences on a device; set MESH_CONTEXT=1 or attention = 'blocked'",
@@ -61,8 +67,13 @@ def _own_rows(q_BNTH, k_BKTH, v_BKTH, segments_BT, *, softcap: float) -> jax.Arr
     """The rows and heads of one device."""
     N, T = q_BNTH.shape[1:3]
     block = next(size for size in BLOCKS if T % size == 0)
-    # The backward kernel writes a gradient of all queries for each block of keys: few large ones take less memory.
-    block_dkv = next(size for size in (4 * block, 2 * block, block) if T % size == 0)
+    # The backward kernel writes a gradient of all queries for each block of keys: few large ones take less memory and
+    # time, as long as keys, values and their gradients fit the chip's own memory.
+    most = BACKWARD_ELEMENTS // q_BNTH.shape[3]
+    sizes = [
+        block << n for n in range(5) if T % (block << n) == 0 and block << n <= max(most, block)
+    ]
+    block_dkv = sizes[-1]
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((T, T))] * N),
         head_shards=1,

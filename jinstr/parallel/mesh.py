@@ -13,7 +13,7 @@ import os
 import re
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jinstr import errors
 
@@ -75,6 +75,24 @@ class AxisRules:
         return PartitionSpec(*mapped)
 
 
+def sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Devices along each axis. Errors: ConfigError when the sizes do not multiply to the number of devices."""
+    found = {axis: getattr(config, axis) for axis in MESH_AXES}
+    opened = [axis for axis, size in found.items() if size == -1]
+    if len(opened) > 1:
+        raise errors.ConfigError("JI-MESH-001", f"only one mesh axis may be -1: {config}")
+    known = math.prod(size for size in found.values() if size != -1)
+    if opened and known > 0:
+        found[opened[0]] = devices // known
+    if math.prod(found.values()) != devices:
+        raise errors.ConfigError(
+            "JI-MESH-002",
+            f"mesh {found} needs {math.prod(found.values())} devices, {devices} are here; set one axis to -1 or change "
+            "the sizes",
+        )
+    return found
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The one place that makes a mesh: axes `data, fsdp, context, tensor`, all AxisType.Auto.
 
@@ -82,21 +100,16 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     Errors: ConfigError when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices()) if devices is None else devices
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    if sizes.count(-1) > 1:
-        raise errors.ConfigError("JI-MESH-001", f"only one mesh axis may be -1: {config}")
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and known > 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) != len(devices):
-        raise errors.ConfigError(
-            "JI-MESH-002",
-            f"mesh {dict(zip(MESH_AXES, sizes))} needs {math.prod(sizes)} devices, "
-            f"{len(devices)} are here; set one axis to -1 or change the sizes",
-        )
+    shape = tuple(sizes(config, len(devices)).values())
     return jax.make_mesh(
-        tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
+        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices
     )
+
+
+def abstract(found: dict[str, int]) -> AbstractMesh:
+    """A mesh that only has a shape: for sizes of arrays, not for programs."""
+    shape = tuple(found[axis] for axis in MESH_AXES)
+    return AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def devices_along(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

@@ -7,11 +7,9 @@ what crosses the links in a ring of g devices: payload · (g − 1) / g, twice t
 
 from __future__ import annotations
 
-import collections
 import functools
 import math
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 BITS = {
@@ -59,22 +57,60 @@ class Moved(NamedTuple):
     count: float = 0
     payload: float = 0  # bytes
     wire: float = 0  # bytes
-    hidden: float = 0  # wire bytes of those that may run beside computation (start and done apart)
+    hidden: float = 0  # wire bytes of those that may run beside computation
 
-    def plus(self, other: Moved, times: float = 1) -> Moved:
-        return Moved(*(a + times * b for a, b in zip(self, other)))
+    def plus(self, other: Moved) -> Moved:
+        return Moved(*(a + b for a, b in zip(self, other)))
+
+
+class Collective(NamedTuple):
+    """One instruction of a program, or several with one channel: an operation in pieces, beside computation."""
+
+    kind: str
+    payload: float  # bytes of one pass
+    wire: float  # bytes of one pass
+    devices: int  # of one group
+    hidden: bool  # may run beside computation
+    times: float  # how often it runs in a step
+    source: str  # what it belongs to in the traced program
 
 
 class Found(NamedTuple):
     """Of a program."""
 
-    kinds: dict[str, Moved]
-    largest: float  # payload of the largest all-gather, bytes
+    each: tuple[Collective, ...]
+    cycles: (
+        float  # the compiler's estimate for all else but kernels of our own; 0 where it gives none
+    )
     unknown: int  # loops whose number of passes could not be read; they count once
 
     @property
+    def kinds(self) -> dict[str, Moved]:
+        found: dict[str, Moved] = {}
+        for kind in KINDS:
+            for one in self.each:
+                if one.kind == kind:
+                    wire = one.wire * one.times
+                    moved = Moved(one.times, one.payload * one.times, wire, wire * one.hidden)
+                    found[kind] = found.get(kind, Moved()).plus(moved)
+        return found
+
+    @property
+    def largest(self) -> float:
+        """Payload of the largest all-gather, bytes."""
+        return max((one.payload for one in self.each if one.kind == "all-gather"), default=0.0)
+
+    @property
     def wire(self) -> float:
-        return sum(moved.wire for moved in self.kinds.values())
+        return sum(one.wire * one.times for one in self.each)
+
+
+class _Part(NamedTuple):
+    """Of one computation: collectives by channel (or by name, where they have none), cycles, unknown loops."""
+
+    each: dict[tuple, Collective]
+    cycles: float
+    unknown: int
 
 
 def read(text: str) -> Found:
@@ -82,52 +118,63 @@ def read(text: str) -> Found:
     computations, entry = _parse(text)
     if not entry:
         raise ValueError("no ENTRY computation in the text")
-    unknown = 0
 
     @functools.cache
-    def of(name: str) -> tuple[dict, float]:
-        nonlocal unknown
-        kinds: dict[str, Moved] = collections.defaultdict(Moved)
-        largest = 0.0
-        instructions = computations.get(name, {})
-        for one in instructions.values():
-            parts: list[tuple[str, float]] = []
-            if one.opcode == "while":
-                condition, body = (
-                    re.search(rf"{word}=%?([\w.\-]+)", one.attributes)[1]
-                    for word in ("condition", "body")
-                )
-                times = trips(computations, instructions, one, condition, body)
-                unknown += times is None
-                parts = [(body, 1 if times is None else times)]
-            elif one.opcode == "conditional":
-                inner = max((of(branch) for branch in _called(one)), key=_wire, default=None)
-                if inner:
-                    _add(kinds, inner[0], 1)
-                    largest = max(largest, inner[1])
-            elif one.opcode in ("fusion", "call", "async-start"):
-                parts = [(called, 1) for called in _called(one)]
-            elif (kind := one.opcode.removesuffix("-start")) in KINDS:
+    def of(name: str) -> _Part:
+        each: dict[tuple, Collective] = {}
+        cycles, unknown = 0.0, 0
+        for key, one in computations.get(name, {}).items():
+            if key == "ROOT":
+                continue
+            cycles += _cycles(one)
+            for part, times, prefix in _parts(of, computations, name, one):
+                unknown += part.unknown + (times is None)
+                times = 1 if times is None else times
+                cycles += part.cycles * times
+                for inner, moved in part.each.items():
+                    inner = (*prefix, *inner)
+                    moved = moved._replace(times=moved.times * times)
+                    each[inner] = _joined(each[inner], moved) if inner in each else moved
+            if (kind := one.opcode.removesuffix("-start")) in KINDS:
                 moved = _moved(kind, one)
-                kinds[kind] = kinds[kind].plus(moved)
-                largest = max(largest, moved.payload if kind == "all-gather" else 0)
-            for called, times in parts:
-                inner_kinds, inner_largest = of(called)
-                _add(kinds, inner_kinds, times)
-                largest = max(largest, inner_largest if times else 0)
-        return dict(kinds), largest
+                channel = re.search(r"channel_id=(\d+)", one.attributes)
+                inner = ("channel", channel[1]) if channel else (name, one.name)
+                each[inner] = _joined(each[inner], moved) if inner in each else moved
+        return _Part(each, cycles, unknown)
 
-    kinds, largest = of(entry)
-    return Found({kind: kinds[kind] for kind in KINDS if kind in kinds}, largest, unknown)
+    found = of(entry)
+    return Found(tuple(found.each.values()), found.cycles, found.unknown)
 
 
-def _add(into: dict, kinds: Mapping[str, Moved], times: float) -> None:
-    for kind, moved in kinds.items():
-        into[kind] = into[kind].plus(moved, times)
+def _joined(one: Collective, other: Collective) -> Collective:
+    """An operation that the compiler has cut into pieces, which stand in several fusions: it moves its array once."""
+    return max(one, other, key=lambda each: each.payload)._replace(hidden=True)
 
 
-def _wire(found: tuple[dict, float]) -> float:
-    return sum(moved.wire for moved in found[0].values())
+def _parts(of, computations, name: str, one: Instruction):
+    """(what a called computation does, how often, prefix of its keys) for every computation that `one` runs."""
+    if one.opcode == "while":
+        condition, body = (
+            re.search(rf"{word}=%?([\w.\-]+)", one.attributes)[1] for word in ("condition", "body")
+        )
+        times = trips(computations, computations[name], one, condition, body)
+        yield of(body), times, (name, one.name)
+    elif one.opcode == "conditional":
+        parts = [of(branch) for branch in _called(one)]
+        if parts:
+            yield max(parts, key=_weight), 1, (name, one.name)
+    elif one.opcode in ("fusion", "call", "async-start"):
+        for called in _called(one):
+            yield of(called), 1, ()
+
+
+def _weight(part: _Part) -> tuple[float, float]:
+    return sum(one.wire * one.times for one in part.each.values()), part.cycles
+
+
+def _cycles(one: Instruction) -> float:
+    found = re.search(r'"estimated_cycles":"(\d+)"', one.attributes)
+    return float(found[1]) if found else 0.0
 
 
 def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -181,7 +228,7 @@ def _bytes(type_text: str) -> list[int]:
     return sizes
 
 
-def _moved(kind: str, one: Instruction) -> Moved:
+def _moved(kind: str, one: Instruction) -> Collective:
     sizes = [size for size in _bytes(one.type) if size > 4] or _bytes(one.type)
     is_start = one.opcode.endswith("-start")
     if kind == "collective-permute":
@@ -195,7 +242,8 @@ def _moved(kind: str, one: Instruction) -> Moved:
     if kind == "reduce-scatter":
         payload *= g
     wire = payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
-    return Moved(1, payload, wire, wire if is_start else 0.0)
+    source = re.search(r'op_name="([^"]*)"', one.attributes)
+    return Collective(kind, payload, wire, g, is_start, 1, source[1] if source else "")
 
 
 def _group(attributes: str) -> int:

@@ -286,6 +286,7 @@ def make_step(
     microbatches: int = 1,
     frozen: dict | None = None,
     objective: Objective | None = None,
+    options: dict[str, str] | None = None,
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
     """Jitted (state, batch) → (state, metrics); the state is donated.
 
@@ -293,6 +294,7 @@ def make_step(
     `microbatches` > 1 the sums are accumulated first and divided once, so uneven numbers of trained tokens do not
     matter. A step whose loss or gradient norm is not finite changes nothing but `step`. frozen: what is read and not
     trained; under LoRA, the base (see `abstract_frozen`).
+    options: of XLA; None = those of this machine's devices.
     metrics: loss and the objective's other sums over weight, grad_norm, weight, tokens (non-padding places), square
     (sum of segment len²).
     """
@@ -322,7 +324,7 @@ def make_step(
         donate_argnums=0,
         in_shardings=(place, mesh_lib.batch_sharding(mesh, rules), shardings_of(frozen)),
         out_shardings=(place, whole),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options() if options is None else options,
     )
 
     def call(state, batch):
