@@ -47,6 +47,7 @@ NEEDED = {
     "resume": ["RUN_DIR=r"],
     "replay": ["RUN_DIR=r"],
     "doctor": [],
+    "plan": ["TOPOLOGY=cpu:8"],
     "bench": ["gin_configs/model/bench_256.gin"],
     "config": [],
 }

@@ -93,7 +93,9 @@ def test_what_is_refused(words, code, capsys):
 
 
 def test_the_compilers_out_of_memory_is_read():
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm. Exceeded hbm capacity."
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm."
+    )
     error = ahead._too_large(message)
     assert (error.wanted, error.there) == (
         pytest.approx(20.1 * 2**30),
