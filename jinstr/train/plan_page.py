@@ -127,7 +127,7 @@ def draw(found: Sequence[dict], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(12, 1.8 + 0.7 * len(found)), layout="constrained"
+        1, 2, figsize=(12, 2.2 + 0.7 * len(found)), layout="constrained"
     )
     labels = [_label(one) for one in found]
     _bars(left, labels, [{k: v / GIB for k, v in one["memory"].items()} for one in found])
@@ -155,10 +155,11 @@ def draw(found: Sequence[dict], path: pathlib.Path) -> None:
     right.set(
         xlabel="ms, parts at the chip's peak", title="time of a step (estimate, not measured)"
     )
-    for axes in (left, right):
+    for axes, side in ((left, "left"), (right, "right")):
         axes.invert_yaxis()
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.25), ncols=3)
+        handles, names = axes.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, names, fontsize=8, loc=f"outside lower {side}", ncols=3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
