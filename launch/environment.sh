@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts of this folder from the repository root: a virtual environment in .venv with the exact
 # versions of the lock file. Done again only when the lock file or setup.py changes.
 find_python() {
