@@ -39,7 +39,7 @@ def test_a_source_of_which_nothing_is_held_out_trains(load, tmp_path, capsys, mo
         raise AssertionError("prepared again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_make", never)
+        patch.setattr(prepare, "make", never)
         assert load(data=str(path), holdout=0.01).held_out == {}
         assert "nothing of it is held out" in capsys.readouterr().out
     # Negative controls: a source with many groups has a part, and one without training data stops.

@@ -153,6 +153,7 @@ COMPARE = """
 """
 
 
+@pytest.mark.slow
 def test_tasks_of_dialogues_trees_and_choices_yield_all_that_files_yield(run):
     found, chooses, answers = run(COMPARE, shapes=SHAPES)
     assert [found[name][:2] for name in ("utterances", "squad", "choices")] == [

@@ -98,6 +98,7 @@ def test_both_kinds(tmp_path):
         check(facts, len(lines))
 
 
+@pytest.mark.slow
 def test_ten_thousand_real_lines(tmp_path, shared_data):
     lines = []
     for name in ("wiki_ja", "cpprefjp"):

@@ -65,6 +65,7 @@ def test_values_and_gradients_are_those_of_the_reference(interpreted, softcap):
     assert abs(float(leaking - expected)) > 1e-2 * abs(float(expected))
 
 
+@pytest.mark.slow
 def test_a_step_on_a_mesh_is_that_of_one_device(interpreted):
     """Rows over data and fsdp, heads over tensor: each device runs the kernel on its own."""
     base = config.DecoderConfig(

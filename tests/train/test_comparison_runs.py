@@ -95,6 +95,7 @@ def test_a_reward_model_learns_and_is_shifted(place, world, reward):
     np.testing.assert_allclose(alone, scores[:3], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(place, world, reward):
     words = [f"DEMONSTRATIONS={world}/instructions.jsonl", "SAVE_EVERY=3", "SCHEDULE=constant"]
     assert start(place, world, "reward", "whole", *words) == 0
@@ -107,6 +108,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(place, world, reward):
     assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, third)))
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_adapters(place, world):
     words = ["LORA_RANK=2", "LEARNING_RATE=1e-2", "NUM_STEPS=40"]
     assert start(place, world, "reward", "adapted", *words) == 0
@@ -242,8 +244,8 @@ def test_a_reward_model_does_not_write(place, world, reward, capsys):
     ("name", "words"),
     [
         ("dpo", []),
-        ("lora", ["LORA_RANK=2"]),
-        ("simpo", ["LOSS=simpo", "BETA=2.0"]),
+        pytest.param("lora", ["LORA_RANK=2"], marks=pytest.mark.slow),
+        pytest.param("simpo", ["LOSS=simpo", "BETA=2.0"], marks=pytest.mark.slow),
     ],
 )
 def test_preference_tuning(place, world, name, words):
@@ -285,6 +287,7 @@ def test_an_answer_of_another_shape_is_refused_by_line(place, reward, capsys):
     assert f"{path}:2" in capsys.readouterr().err and not (place / "none.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_kto_on_labels(place, world, capsys):
     rows = []
     for row in lines(world, "rankings.jsonl"):

@@ -210,6 +210,7 @@ def evaluated(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_run_begins_as_an_adapter_of_peft(place, world, capsys, monkeypatch):
     def refuse(params):
         raise AssertionError("nobody asks for a copy on one device")
@@ -244,6 +245,7 @@ def test_a_run_begins_as_an_adapter_of_peft(place, world, capsys, monkeypatch):
     assert start(place, world, "both", *words) == 78 and "JI-LORA-008" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_adapters_on_adapters_and_training_on_from_them(place, world):
     words = ["NUM_STEPS=1", "SAMPLES=0", f"INIT={place}/tuned"]
     assert start(place, world, "second", *LORA, *words, "LORA_TARGETS=query,value") == 0

@@ -136,10 +136,10 @@ def test_what_a_run_writes_down(whole):
     ("command", "fault"),
     [
         ("grpo", "rollout@3"),
-        ("grpo", "score@2"),
-        ("grpo", "save_manifest@2"),
+        pytest.param("grpo", "score@2", marks=pytest.mark.slow),
+        pytest.param("grpo", "save_manifest@2", marks=pytest.mark.slow),
         ("ppo", "update_2@2"),
-        ("ppo", "update_3@3"),
+        pytest.param("ppo", "update_3@3", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_breaks_off_goes_on_to_the_same_bits(whole, monkeypatch, command, fault):

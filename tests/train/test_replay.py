@@ -146,6 +146,7 @@ def test_without_an_example_is_as_if_it_had_no_weight(model, open_loader):
     assert abs(sums.loss - less.loss - best) < 1e-5
 
 
+@pytest.mark.slow
 def test_audit_finds_one_changed_number(place, capsys):
     folder = place / "run"
     words = ["AUDIT=True", "WINDOWS=9"]

@@ -162,7 +162,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number():
         assert sum(moved) > len(moved) / 2  # negative control: the next step moves them
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_gradients_in_bfloat16_are_those_in_float32_but_for_rounding(tied):
     """Tied, the embedding's gradient is a sum of two, which must be of one type."""
     config = dataclasses.replace(MODEL, tie_embeddings=tied)
