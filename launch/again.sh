@@ -5,15 +5,19 @@
 #   2 64-74 77 78 126 127   a mistake in settings, data or the machine: stop and say so
 #   75 and all others   start again; after JINSTR_TRIES (3) failures without a new step in RUN_DIR, stop
 # A signal (TERM INT HUP USR2) is passed on, as JINSTR_PASS_ON (TERM); then nothing is started again.
+# JINSTR_RUN_DIR: where RUN_DIR is seen from here, if elsewhere (also gs://…, by gcloud).
 # What was counted lies in RUN_DIR.again (JINSTR_BOOK), so that it holds over jobs. JINSTR_TRIES=0: once, no counting.
 set -euo pipefail
-set -m # the command has a process group of its own: Ctrl-C reaches it once, from here
+repository=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=launch/child.sh
+source "$repository/launch/child.sh"
 tries=${JINSTR_TRIES:-3} pause=${JINSTR_PAUSE:-10}
 [ $# -gt 0 ] || { echo "usage: bash launch/again.sh COMMAND WORDS… RUN_DIR=…" >&2; exit 64; }
 run_dir=
 for word in "$@"; do
   case "$word" in RUN_DIR=* | --gin.RUN_DIR=* | --run_dir=*) run_dir=${word#*=} ;; esac
 done
+run_dir=${JINSTR_RUN_DIR:-$run_dir}
 run_dir=${run_dir#[\'\"]} run_dir=${run_dir%[\'\"]} run_dir=${run_dir%/}
 case "$run_dir" in
   '') book=${JINSTR_BOOK:-/dev/null} ;;
@@ -45,39 +49,23 @@ newest() {
   echo "$step"
 }
 
-child='' asked='' interrupted=''
+asked=''
 pass_on() {
-  asked=$1 interrupted=$1
+  asked=$1
   say "$1: passed on; nothing is started again"
   # Slurm's TERM goes to every process of a job; a second one would end jinstr before it has saved.
   if [ "$1" = TERM ] && [ -n "${SLURM_JOB_ID:-}" ]; then return 0; fi
-  [ -z "$child" ] || kill -s "${JINSTR_PASS_ON:-TERM}" "$child" 2>/dev/null || true
+  signal_child "${JINSTR_PASS_ON:-TERM}"
 }
 for name in TERM INT HUP USR2; do
   # shellcheck disable=SC2064  # the name is to be filled in now
   trap "pass_on $name" "$name"
 done
 
-run() { # the status of the command; `wait` is left early by every signal that is trapped
-  local status=0 early=0
-  "$@" < /dev/null &
-  child=$!
-  while :; do
-    interrupted='' status=0
-    wait "$child" || status=$?
-    if [ "$status" -eq 127 ] && [ "$early" -gt 0 ]; then status=$early; fi # it had ended as the signal came
-    [ -n "$interrupted" ] || break
-    early=$status
-  done
-  child=''
-  return "$status"
-}
-
 best=$(newest) failures=0
 if [ "$tries" -gt 0 ] && [ -s "$book" ]; then read -r best failures < "$book"; fi
 while :; do
-  status=0
-  run "$@" || status=$?
+  run_child "$@"
   [ "$tries" -gt 0 ] || exit "$status"
   case "$status" in
     0) [ ! -f "$book" ] || rm "$book"; exit 0 ;;
@@ -96,7 +84,7 @@ while :; do
     exit "$status"
   fi
   { echo "$best $failures" > "$book"; } 2>/dev/null || say "$book cannot be written: counted in this process only"
-  if [ -n "$asked" ]; then exit "$status"; fi
+  if [ -n "$asked" ]; then exit 75; fi # to go on elsewhere, however this one ended
   say "exit status $status at step $step: started again ($failures of $tries without progress)"
   ((failures == 0)) || sleep "$((pause * failures))" &
   wait $! 2>/dev/null || true

@@ -24,7 +24,7 @@ libtpu_version() {
 
 # Gathers of weights beside matrix products (MaxText's set for FSDP). libtpu 0.0.52 refuses to start with it on any chip
 # but v5e ("Continuation fusion for AllGather … not supported"), 0.0.42, which jax 0.10.2 asks for, takes it; versions
-# between were not tried and go without.
+# between were not tried and go without. (Tried by compiling for v4:2x2x2, v5e:4x4, v5p:2x2x2 and v6e:4x4 without a TPU.)
 async_gathers() {
   add_flags LIBTPU_INIT_ARGS \
     --xla_tpu_enable_async_collective_fusion=true \

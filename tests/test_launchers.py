@@ -177,3 +177,168 @@ def test_what_the_user_set_wins(place):
     assert found["XLA_FLAGS"].count("latency_hiding_scheduler") == 1
     assert found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
     assert "--xla_disable_hlo_passes=rematerialization" in found["XLA_FLAGS"]
+
+
+SBATCH = """
+job=$(cat)
+printf '%s\\n' "$@" > "$PLACE/sbatch.words"
+cd "$PLACE"
+export SLURM_JOB_ID=7
+while :; do
+  asked=$(cat requeued 2>/dev/null | wc -l) status=0
+  bash -c 'echo $$ > batch; eval "$0"' "$job" || status=$?
+  [ "$(cat requeued 2>/dev/null | wc -l)" -gt "$asked" ] || exit "$status"
+done
+"""
+
+# At 75 the time of the job is over: Slurm tells the shell of the job, and jinstr ends when it has heard of it.
+SRUN = """
+trap 'told=yes' TERM
+shift
+status=0
+"$@" || status=$?
+[ "$status" != 75 ] || kill -USR2 "$(cat batch)"
+until [ "$status" != 75 ] || [ "$told" ]; do sleep 0.01; done
+exit "$status"
+"""
+
+
+def submitted(place):
+    """A copy of launch/ in which .venv/bin/jinstr ends as $PLACE/statuses says."""
+    shutil.copytree(LAUNCH, place / "launch")
+    (place / ".venv" / "bin").mkdir(parents=True)
+    (place / ".venv" / "bin" / "jinstr").symlink_to(executable(place, "jinstr", RUN))
+    (place / "calls").touch()
+
+
+def preemptions(seed, count, codes):
+    """Lines of `statuses`: so many ends before the last, each a few steps on."""
+    chance, step, lines = random.Random(seed), 0, []
+    for _ in range(count):
+        step += chance.randrange(1, 50)
+        lines.append(f"{chance.choice(codes)} {step}")
+    return "\n".join([*lines, "0"]) + "\n"
+
+
+def test_slurm_goes_on_through_twenty_requeues(place):
+    submitted(place)
+    executable(place, "sbatch", SBATCH)
+    executable(place, "srun", SRUN)
+    executable(place, "scontrol", 'echo "$*" >> "$PLACE/requeued"\n')
+    (place / "statuses").write_text(preemptions(3, 20, [75, 76, 134, 137]), "utf-8")
+    words = ["--nodes=2", "--gpus=8", "-p", "gpu", "--", "sft", "a b.gin", "RUN_DIR=run"]
+    ended = bash(place, place / "launch" / "slurm.sh", *words)
+    calls = (place / "calls").read_text("utf-8").splitlines()
+    assert ended.returncode == 0 and calls == ["sft a b.gin RUN_DIR=run"] * 21, ended.stderr
+    requeued = (place / "requeued").read_text("utf-8").splitlines()
+    assert requeued == ["requeue 7"] * (place / "statuses").read_text("utf-8").count("75 ")
+    asked = (place / "sbatch.words").read_text("utf-8").splitlines()
+    assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "-p", "gpu"} <= {*asked}
+    (place / "calls").write_text("", "utf-8")
+    (place / "statuses").write_text("65\n0\n", "utf-8")
+    assert bash(place, place / "launch" / "slurm.sh", *words).returncode == 65
+    assert len((place / "calls").read_text("utf-8").splitlines()) == 1
+
+
+def test_print_submits_nothing(place):
+    for name in ("sbatch", "qsub", "gcloud"):
+        executable(place, name, 'touch "$PLACE/called"\n')
+    words = ["--", "sft", "RUN_DIR=run"]
+    tpu = ["--type=v6e-16", "--zone=z"]
+    for script, options, shown in (
+        ("slurm.sh", ["--nodes=2"], "--nodes=2"),
+        ("pbs.sh", ["--group=gaa50000", "--nodes=2"], "qsub -P gaa50000 -q rt_HF -l select=2"),
+        ("tpu.sh", [*tpu, "--spot"], "--accelerator-type=v6e-16"),
+    ):
+        ended = bash(place, LAUNCH / script, "--print", *options, *words)
+        assert ended.returncode == 0 and shown in ended.stdout and "RUN_DIR=run" in ended.stdout
+        assert not (place / "called").exists(), script
+        assert bash(place, LAUNCH / script, "--print", *options).returncode == 64  # no command
+    bash(place, LAUNCH / "slurm.sh", *words)  # negative control
+    assert (place / "called").exists()
+
+
+QSUB = """
+number=$(($(ls "$PLACE" | grep -c '^job\\.') + 1))
+printf '%s\\n' "$@" > "$PLACE/words.$number"
+cat > "$PLACE/job.$number"
+echo "$number.pbs1"
+"""
+
+
+def test_pbs_jobs_follow_each_other_and_hand_the_signal_to_every_process(place):
+    submitted(place)
+    executable(place, "qsub", QSUB)
+    # As Open MPI: signals but USR2 end the processes at once, and mpirun's status is the first that is not 0.
+    mpirun = """
+while [ "$1" != env ]; do shift; done
+"$@" & a=$!
+"$@" & b=$!
+trap 'kill -USR2 $a $b' USR2
+trap 'kill -KILL $a $b; exit 143' TERM
+wait $a; wait $b; wait $a; wait $b
+exit $?
+"""
+    executable(place, "mpirun", mpirun)
+    executable(
+        place,
+        "jinstr",
+        'trap "echo told >> $PLACE/told; exit 75" TERM\nfor i in {1..400}; do sleep 0.02; done\n',
+    )
+    words = ["--group=gaa50000", "--nodes=2", "--jobs=3", "--time=0:00:03", "--seconds=2"]
+    ended = bash(place, place / "launch" / "pbs.sh", *words, "--", "sft", "RUN_DIR=run")
+    assert ended.stdout.split() == ["1.pbs1", "2.pbs1", "3.pbs1"], ended.stderr
+    asked = [(place / f"words.{n}").read_text("utf-8").split() for n in (1, 2, 3)]
+    assert asked[0][:8] == "-P gaa50000 -q rt_HF -l select=2 -l walltime=0:00:03".split()
+    assert "depend=afternotok:2.pbs1" in asked[2] and "-W" not in asked[0]
+    job = bash(place, place / "job.1", PBS_NODEFILE="/dev/null")
+    assert job.returncode == 75, job.stderr
+    assert (place / "told").read_text("utf-8").split() == ["told"] * 2
+
+
+# A cloud whose slice is taken away at random (seeded) while a command runs on it; 255 is what ssh then says.
+GCLOUD = """
+printf '%q ' "$@" >> "$PLACE/gcloud.words"
+echo >> "$PLACE/gcloud.words"
+state=$PLACE/state
+case "$4" in
+  describe) [ -e "$state" ] && cat "$state" ;;
+  create) [ ! -e "$state" ] && echo ACTIVE > "$state" ;;
+  delete) rm -f "$state" ;;
+  scp) [ "$(cat "$state")" = ACTIVE ] ;;
+  ssh)
+    status=0
+    jinstr || status=$?
+    [ "$status" != 255 ] || [ $((RANDOM % 2)) = 0 ] || echo SUSPENDED > "$state"
+    exit "$status"
+    ;;
+esac
+"""
+
+
+def slice_calls(place, *verbs):
+    lines = (place / "gcloud.words").read_text("utf-8").splitlines()
+    return [sum(line.split()[3] == verb for line in lines) for verb in verbs]
+
+
+def test_a_tpu_slice_is_asked_for_again_after_each_preemption(place):
+    submitted(place)
+    subprocess.run(["git", "init", "-q", place], check=True)
+    executable(place, "gcloud", "RANDOM=$(wc -c < $PLACE/calls)\n" + GCLOUD)
+    (place / "statuses").write_text(preemptions(5, 20, [255]), "utf-8")
+    tpu = ["--type=v5litepod-16", "--zone=z", "--spot", "--delete", f"--see={place}/run"]
+    words = [place / "launch" / "tpu.sh", *tpu, "--", "sft", "RUN_DIR=/mnt/run"]
+    ended = bash(place, *words, JINSTR_POLL="0")
+    created, removed, started = slice_calls(place, "create", "delete", "ssh")
+    assert ended.returncode == 0, ended.stderr
+    assert started == 21 and created == removed and 5 < created < 21
+    (place / "gcloud.words").unlink()  # negative controls: no progress; a mistake
+    (place / "calls").write_text("", "utf-8")
+    (place / "statuses").write_text("255\n" * 9, "utf-8")
+    assert bash(place, *words, JINSTR_POLL="0").returncode == 255
+    assert slice_calls(place, "ssh") == [3]
+    (place / "gcloud.words").unlink()
+    (place / "calls").write_text("", "utf-8")
+    (place / "statuses").write_text("64\n0\n", "utf-8")
+    assert bash(place, *words, JINSTR_POLL="0").returncode == 64
+    assert slice_calls(place, "ssh", "delete") == [1, 1]
