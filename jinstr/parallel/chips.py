@@ -139,7 +139,8 @@ def _fake_cpus(count: int) -> list[jax.Device]:
 def _find_compiler() -> None:
     """Make libtpu findable and keep it from asking the machine for TPUs."""
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
-    for name, value in quiet.items():
+    # A compiler alone touches no chip, so several may run at a time.
+    for name, value in (quiet | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
         os.environ.setdefault(name, value)
     if "TPU_LIBRARY_PATH" not in os.environ:
         found = importlib.util.find_spec("libtpu")

@@ -101,11 +101,10 @@ def compile_lowered(lowered, mesh, parts: dict[str, int]) -> Compiled:
 
 
 def _too_large(message: str) -> TooLarge | None:
-    found = re.search(
-        r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) (?:hbm|memory)", message, re.IGNORECASE
-    )
-    if "RESOURCE_EXHAUSTED" not in message and not found:
-        return None
-    if not found:
-        return TooLarge(float("nan"), float("nan"))
-    return TooLarge(float(found[1]) * UNITS[found[2]], float(found[3]) * UNITS[found[4]])
+    amount = r"\(?([\d.]+)([KMGT]?)\)?"
+    for pattern in (rf"{amount} exceeds available HBM {amount}", rf"Used {amount} of {amount} hbm"):
+        if found := re.search(pattern, message):
+            return TooLarge(float(found[1]) * UNITS[found[2]], float(found[3]) * UNITS[found[4]])
+    if "RESOURCE_EXHAUSTED" not in message or "vmem" in message.lower():
+        return None  # another failure, or one of a kernel's own memory: no setting of a recipe helps there
+    return TooLarge(float("nan"), float("nan"))

@@ -40,11 +40,13 @@ def lines(result: dict) -> Iterator[str]:
 def _memory(result: dict) -> Iterator[str]:
     there = result["memory_there"]
     if not result["fits"] and "arguments" not in result and "time" not in result:
-        yield (
-            f"does not fit: the compiler wants {result['peak'] / GIB:.2f} GiB of {there / GIB:.2f} on each chip; by "
-            f"formula "
-            + ", ".join(f"{name} {size / GIB:.2f}" for name, size in result["memory"].items())
+        wants = (
+            f"{result['peak'] / GIB:.2f} GiB of {there / GIB:.2f}"
+            if there == there
+            else "more than there is"
         )
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in result["memory"].items())
+        yield f"does not fit: the compiler wants {wants} on each chip; by formula, GiB: {parts}"
         return
     yield "memory of one chip, GiB"
     for name, size in result["memory"].items():

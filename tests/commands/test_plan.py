@@ -92,16 +92,24 @@ def test_what_is_refused(words, code, capsys):
     assert code in capsys.readouterr().err
 
 
-def test_the_compilers_out_of_memory_is_read():
-    message = (
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm."
-    )
-    error = ahead._too_large(message)
-    assert (error.wanted, error.there) == (
-        pytest.approx(20.1 * 2**30),
-        pytest.approx(15.75 * 2**30),
-    )
+@pytest.mark.parametrize(
+    "message, wanted",
+    [
+        ("Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm.", 20.10),
+        (
+            "E1000: CompileTimeHbmOom: Ran out of memory on HBM, total memory required for HLO temporaries (36.52G) "
+            "exceeds available HBM (15.75G).",
+            36.52,
+        ),
+    ],
+)
+def test_the_compilers_out_of_memory_is_read(message, wanted):
+    error = ahead._too_large(f"RESOURCE_EXHAUSTED: {message}")
+    assert (error.wanted, error.there) == pytest.approx((wanted * 2**30, 15.75 * 2**30))
     assert ahead._too_large("INVALID_ARGUMENT: no such option") is None
+    assert (
+        ahead._too_large("RESOURCE_EXHAUSTED: CompileTimeScopedVmemOom: memory space vmem") is None
+    )
 
 
 def test_flops_by_hand():
