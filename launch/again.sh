@@ -4,7 +4,7 @@
 #   0                   done
 #   2 64-74 77 78 126 127   a mistake in settings, data or the machine: stop and say so
 #   75 and all others   start again; after JINSTR_TRIES (3) failures without a new step in RUN_DIR, stop
-# A signal (TERM INT HUP USR2) is passed on, as JINSTR_PASS_ON (TERM); then nothing is started again.
+# A signal (TERM INT HUP USR2) is passed on, as JINSTR_PASS_ON (TERM; 0: not at all); then nothing is started again.
 # JINSTR_RUN_DIR: where RUN_DIR is seen from here, if elsewhere (also gs://…, by gcloud).
 # What was counted lies in RUN_DIR.again (JINSTR_BOOK), so that it holds over jobs. JINSTR_TRIES=0: once, no counting.
 set -euo pipefail
@@ -53,8 +53,6 @@ asked=''
 pass_on() {
   asked=$1
   say "$1: passed on; nothing is started again"
-  # Slurm's TERM goes to every process of a job; a second one would end jinstr before it has saved.
-  if [ "$1" = TERM ] && [ -n "${SLURM_JOB_ID:-}" ]; then return 0; fi
   signal_child "${JINSTR_PASS_ON:-TERM}"
 }
 for name in TERM INT HUP USR2; do

@@ -34,7 +34,10 @@ export TF_CPP_MIN_LOG_LEVEL=3
 source launch/flags.sh
 chip_flags $chip $((nodes * gpus)) || exit
 source launch/child.sh
-for name in USR2 TERM; do trap "signal_child \$name" "\$name"; done # Slurm tells this shell, and no other of its children
+# srun kills its processes when it gets a TERM, so they are told by scancel; a TERM of Slurm's own has gone to all of them.
+export JINSTR_PASS_ON=0
+trap 'signal_child USR2; scancel --signal=TERM "\$SLURM_JOB_ID"' USR2
+trap 'signal_child TERM' TERM
 run_child bash launch/again.sh srun --kill-on-bad-exit=0 .venv/bin/jinstr $words
 if [ "\$status" -eq 75 ]; then scontrol requeue "\$SLURM_JOB_ID"; fi
 exit "\$status"

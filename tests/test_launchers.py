@@ -191,14 +191,16 @@ while :; do
 done
 """
 
-# At 75 the time of the job is over: Slurm tells the shell of the job, and jinstr ends when it has heard of it.
+# At 75 the time of the job is over: Slurm tells the shell of the job, and jinstr ends when it has heard of it. A TERM
+# would have srun kill it.
 SRUN = """
-trap 'told=yes' TERM
+trap 'touch "$PLACE/killed"; exit 137' TERM
+rm -f "$PLACE/told"
 shift
 status=0
 "$@" || status=$?
 [ "$status" != 75 ] || kill -USR2 "$(cat batch)"
-until [ "$status" != 75 ] || [ "$told" ]; do sleep 0.01; done
+until [ "$status" != 75 ] || [ -e "$PLACE/told" ]; do sleep 0.01; done
 exit "$status"
 """
 
@@ -225,11 +227,13 @@ def test_slurm_goes_on_through_twenty_requeues(place):
     executable(place, "sbatch", SBATCH)
     executable(place, "srun", SRUN)
     executable(place, "scontrol", 'echo "$*" >> "$PLACE/requeued"\n')
+    executable(place, "scancel", '[ "$*" = "--signal=TERM 7" ] && touch "$PLACE/told"\n')
     (place / "statuses").write_text(preemptions(3, 20, [75, 76, 134, 137]), "utf-8")
     words = ["--nodes=2", "--gpus=8", "-p", "gpu", "--", "sft", "a b.gin", "RUN_DIR=run"]
     ended = bash(place, place / "launch" / "slurm.sh", *words)
     calls = (place / "calls").read_text("utf-8").splitlines()
     assert ended.returncode == 0 and calls == ["sft a b.gin RUN_DIR=run"] * 21, ended.stderr
+    assert not (place / "killed").exists()
     requeued = (place / "requeued").read_text("utf-8").splitlines()
     assert requeued == ["requeue 7"] * (place / "statuses").read_text("utf-8").count("75 ")
     asked = (place / "sbatch.words").read_text("utf-8").splitlines()
