@@ -35,7 +35,7 @@ async_gathers() {
 }
 
 gpu_flags() {
-  # A tenth is left to NCCL, cuDNN and the display of other processes; JAX takes the rest at the start.
+  # A tenth is left to NCCL, cuDNN and other processes (evaluation and sampling run beside training); JAX takes the rest at the start.
   export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
   if [ "$1" -eq 1 ]; then
     export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}" # scheduling and loops; there is nothing to communicate

@@ -11,6 +11,13 @@ if ! .venv/bin/python -c 'import jax_cuda12_plugin' 2>/dev/null; then
 fi
 cd - >/dev/null
 export TF_CPP_MIN_LOG_LEVEL=3
-# Memory is taken as it is needed by others too: evaluation and sampling run beside training.
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
+# What is published for H100 and H200; of other GPUs nothing is assumed.
+source "$repository/launch/flags.sh"
+names=$(nvidia-smi --query-gpu=name --format=csv,noheader) || names=''
+gpus=$(wc -l <<< "$names")
+if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(wc -w <<< "${CUDA_VISIBLE_DEVICES//,/ }"); fi
+case "$names" in
+  *H100*) chip_flags h100 "$gpus" ;;
+  *H200*) chip_flags h200 "$gpus" ;;
+esac
 exec "$repository/.venv/bin/jinstr" "$@"

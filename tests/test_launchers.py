@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -177,6 +178,42 @@ def test_what_the_user_set_wins(place):
     assert found["XLA_FLAGS"].count("latency_hiding_scheduler") == 1
     assert found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
     assert "--xla_disable_hlo_passes=rematerialization" in found["XLA_FLAGS"]
+
+
+def test_jax_knows_the_flags(place):
+    """JAX ends where it meets a flag that it does not know, also one that is not for its device."""
+    found = flags(place, "h200 8")
+    found |= {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": ""}
+    script = "import jax; jax.jit(lambda x: x + 1)(1)"
+
+    def status(**changes):
+        words = [sys.executable, "-c", script]
+        return subprocess.run(words, env=found | changes, capture_output=True).returncode
+
+    assert status() == 0
+    assert status(XLA_FLAGS=found["XLA_FLAGS"] + " --xla_gpu_no_such_flag=true") != 0
+    assert status(JAX_OPTIMIZATION_LEVEL=flags(place, "h100")["JAX_OPTIMIZATION_LEVEL"]) == 0
+    assert status(JAX_OPTIMIZATION_LEVEL="O9") != 0
+
+
+def test_a_gpu_node_has_the_flags_of_its_gpus(place):
+    submitted(place)
+    (place / "launch" / "environment.sh").write_text("", "utf-8")
+    executable(place, "jinstr", 'echo "$XLA_FLAGS $JAX_OPTIMIZATION_LEVEL" > "$PLACE/flags"\n')
+    executable(place, "nvidia-smi", 'for n in {1..8}; do echo "$NAME"; done\n')
+    python = place / ".venv" / "bin" / "python"
+    python.write_text("#!/bin/sh\n", "utf-8")
+    python.chmod(0o755)
+
+    def told(**variables):
+        variables = {"XLA_FLAGS": "", "JAX_OPTIMIZATION_LEVEL": ""} | variables
+        assert bash(place, place / "launch" / "local_gpu.sh", "sft", **variables).returncode == 0
+        return (place / "flags").read_text("utf-8").strip()
+
+    assert "pipelined_all_gather" in told(NAME="NVIDIA H200")
+    assert told(NAME="NVIDIA H100 80GB HBM3", CUDA_VISIBLE_DEVICES="3") == "O1"
+    assert "pipelined" in told(NAME="NVIDIA H100 80GB HBM3", CUDA_VISIBLE_DEVICES="3,5")
+    assert told(NAME="NVIDIA GeForce RTX 4090") == ""
 
 
 SBATCH = """
