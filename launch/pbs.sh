@@ -36,11 +36,20 @@ printf -v words '%q ' .venv/bin/jinstr "$@"
 printf -v root '%q' "$repository"
 # mpirun kills at TERM, a second later for good, but passes USR2 on: so the loop sends USR2 to mpirun, and on each node
 # again.sh (JINSTR_TRIES=0: a relay) makes TERM of it.
-many=''
+many='' variables=''
 if [ "$nodes" -gt 1 ]; then
+  # shellcheck disable=SC2016  # expanded in the job
+  variables='
+pass=()
+for name in $(compgen -e); do
+  case "$name" in
+    PATH | LD_LIBRARY_PATH | PYTHONPATH | PBS_NODEFILE | PBS_JOBID | TF_CPP_* | XLA_* | JAX_* | JINSTR_* | CUDA_* | NCCL_* | UCX_* | HF_*)
+      pass+=(-x "$name")
+      ;;
+  esac
+done'
   many="env JINSTR_PASS_ON=USR2 bash launch/again.sh mpirun -np $nodes --map-by ppr:1:node --hostfile \"\$PBS_NODEFILE\" \
--x PATH -x XLA_FLAGS -x XLA_PYTHON_CLIENT_MEM_FRACTION -x CUDA_DEVICE_MAX_CONNECTIONS \
--x NCCL_NVLS_ENABLE -x PBS_NODEFILE -x PBS_JOBID env JINSTR_TRIES=0 JINSTR_PASS_ON=TERM "
+  \"\${pass[@]}\" env JINSTR_TRIES=0 JINSTR_PASS_ON=TERM "
 fi
 job=$(cat <<EOT
 #!/bin/bash
@@ -49,7 +58,7 @@ ${modules:+source /etc/profile.d/modules.sh
 module load $modules
 }export TF_CPP_MIN_LOG_LEVEL=3
 source launch/flags.sh
-chip_flags $chip $((nodes * gpus)) || exit
+chip_flags $chip $((nodes * gpus)) || exit$variables
 exec timeout --foreground --preserve-status --signal=USR2 $runs ${many}bash launch/again.sh $words
 EOT
 )
