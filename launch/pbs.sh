@@ -35,7 +35,7 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 printf -v words '%q ' .venv/bin/jinstr "$@"
 printf -v root '%q' "$repository"
 # mpirun kills at TERM, a second later for good, but passes USR2 on: so the loop sends USR2 to mpirun, and on each node
-# again.sh (JINSTR_TRIES=0: a relay) makes TERM of it.
+# again.sh (JINSTR_TRIES=0: a relay) makes TERM of it. Unbound, for two processes would get a single core each.
 many='' variables=''
 if [ "$nodes" -gt 1 ]; then
   # shellcheck disable=SC2016  # expanded in the job
@@ -48,7 +48,7 @@ for name in $(compgen -e); do
       ;;
   esac
 done'
-  many="env JINSTR_PASS_ON=USR2 bash launch/again.sh mpirun -np $nodes --map-by ppr:1:node --hostfile \"\$PBS_NODEFILE\" \
+  many="env JINSTR_PASS_ON=USR2 bash launch/again.sh mpirun -np $nodes --map-by ppr:1:node --bind-to none --hostfile \"\$PBS_NODEFILE\" \
   \"\${pass[@]}\" env JINSTR_TRIES=0 JINSTR_PASS_ON=TERM "
 fi
 job=$(cat <<EOT

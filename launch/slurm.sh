@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # A run as a Slurm job, one process per GPU; JAX finds the others by Slurm's own variables. From the repository, with .venv
 # made by launch/local_gpu.sh, on a disk that all nodes see:
-#   bash launch/slurm.sh --nodes=2 --gpus=8 --time=24:00:00 [--chip=h100] [--name=jinstr] [--print] [SBATCH OPTIONS] -- \
-#     pretrain gin_configs/model/1b.gin DATA=… RUN_DIR=runs/1b
-# Three minutes before its time is over (--seconds=180) the run saves and the job goes back to the queue; so it does when
-# Slurm takes its nodes away. A run without progress and a mistake (launch/again.sh) end the job. --print submits nothing.
+#   bash launch/slurm.sh --nodes=2 --gpus=8 [--cpus=8] --time=24:00:00 [--chip=h100] [--name=jinstr] [--print] \
+#     [SBATCH OPTIONS] -- pretrain gin_configs/model/1b.gin DATA=… RUN_DIR=runs/1b
+# --cpus: cores for each process; Slurm's own default is one. Three minutes before its time is over (--seconds=180) the run
+# saves and the job goes back to the queue; so it does when Slurm takes its nodes away. A run without progress and a mistake
+# (launch/again.sh) end the job. --print submits nothing.
 set -euo pipefail
-nodes=1 gpus=1 hours=24:00:00 chip=h100 name=jinstr seconds=180 print='' options=()
+nodes=1 gpus=1 cpus=8 hours=24:00:00 chip=h100 name=jinstr seconds=180 print='' options=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --nodes=*) nodes=${1#*=} ;;
     --gpus=*) gpus=${1#*=} ;;
+    --cpus=*) cpus=${1#*=} ;;
     --time=*) hours=${1#*=} ;;
     --chip=*) chip=${1#*=} ;;
     --name=*) name=${1#*=} ;;
@@ -38,13 +40,13 @@ source launch/child.sh
 export JINSTR_PASS_ON=0
 trap 'signal_child USR2; scancel --signal=TERM "\$SLURM_JOB_ID"' USR2
 trap 'signal_child TERM' TERM
-run_child bash launch/again.sh srun --kill-on-bad-exit=0 .venv/bin/jinstr $words
+run_child bash launch/again.sh srun --kill-on-bad-exit=0 --cpus-per-task=$cpus .venv/bin/jinstr $words
 if [ "\$status" -eq 75 ]; then scontrol requeue "\$SLURM_JOB_ID"; fi
 exit "\$status"
 EOT
 )
-submit=(sbatch "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" "--time=$hours"
-  "--signal=B:USR2@$seconds" --requeue --open-mode=append "--output=$name-%j.log" "${options[@]}")
+submit=(sbatch "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" "--cpus-per-task=$cpus"
+  "--time=$hours" "--signal=B:USR2@$seconds" --requeue --open-mode=append "--output=$name-%j.log" "${options[@]}")
 if [ -n "$print" ]; then
   printf '%q ' "${submit[@]}"
   printf '<<EOT\n%s\nEOT\n' "$job"

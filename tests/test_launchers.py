@@ -233,7 +233,7 @@ done
 SRUN = """
 trap 'touch "$PLACE/killed"; exit 137' TERM
 rm -f "$PLACE/told"
-shift
+while [[ $1 == --* ]]; do shift; done
 status=0
 "$@" || status=$?
 [ "$status" != 75 ] || kill -USR2 "$(cat batch)"
@@ -274,7 +274,14 @@ def test_slurm_goes_on_through_twenty_requeues(place):
     requeued = (place / "requeued").read_text("utf-8").splitlines()
     assert requeued == ["requeue 7"] * (place / "statuses").read_text("utf-8").count("75 ")
     asked = (place / "sbatch.words").read_text("utf-8").splitlines()
-    assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "-p", "gpu"} <= {*asked}
+    assert {
+        "--nodes=2",
+        "--ntasks-per-node=8",
+        "--gpus-per-node=8",
+        "-p",
+        "gpu",
+        "--cpus-per-task=8",
+    } <= {*asked}
     (place / "calls").write_text("", "utf-8")
     (place / "statuses").write_text("65\n0\n", "utf-8")
     assert bash(place, place / "launch" / "slurm.sh", *words).returncode == 65

@@ -111,7 +111,7 @@ class Job:
         words = [f"{name}={value}" for name, value in (SETTINGS | settings).items()]
         self.slurm, self.folder = slurm, place / settings["RUN_DIR"]
         told = slurm(
-            "bash", place / "launch" / "slurm.sh", f"--gpus={tasks}", "--time=1:00:00",
+            "bash", place / "launch" / "slurm.sh", f"--gpus={tasks}", "--cpus=2", "--time=1:00:00",
             "--", "pretrain", "model.gin", *words, cwd=place,
         )  # fmt: skip
         self.number = re.search(r"\d+", told)[0]
