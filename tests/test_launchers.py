@@ -127,6 +127,7 @@ def test_the_log_counts_as_progress_and_what_was_counted_outlives_the_process(pl
     assert again(place, ["1", "0"])[1] == 1
 
 
+@pytest.mark.slow  # on a machine at several times its load one signal of three was once not passed on in time
 def test_a_signal_is_passed_on_once_and_nothing_starts_again(place):
     executable(
         place,
