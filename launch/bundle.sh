@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # One file with the code and every package that it needs, for machines without a network. Where there is one:
-#   bash launch/bundle.sh [--python=3.11] [--machine=x86_64] [--glibc=2.28] [--with=cuda12] [--output=jinstr.tar] [--print]
-# There, with a Python of that version:
+#   bash launch/bundle.sh [--python=3.11] [--machine=x86_64] [--glibc=2.28] [--with=cuda12|tpu] [--output=jinstr.tar] [--print]
+# There, with a Python of that version (3.11 or 3.12; for 3.13 editdistance is published without a wheel):
 #   tar -xf jinstr.tar && cd jinstr && bash launch/install.sh && bash launch/quickstart.sh
-# --with=cuda12 (or tpu) adds what launch/local_gpu.sh (local_tpu.sh) installs. --glibc: no newer than that of the machines
-# (ldd --version). The code goes along as it stands in this checkout and is installed in place, since gin_configs/ lies
-# beside the package. --print downloads nothing.
+# --with adds what launch/local_gpu.sh (local_tpu.sh) installs. --glibc: no newer than that of the machines (ldd --version);
+# for a TPU at least 2.31, which libtpu needs, by default 2.35, which TPU hosts with Ubuntu 22.04 have. The code goes along
+# as it stands in this checkout and is installed in place, since gin_configs/ lies beside the package. --print downloads
+# nothing.
 set -euo pipefail
-python=3.11 machine=x86_64 glibc=2.28 with='' output='' print=''
+python=3.11 machine=x86_64 glibc='' with='' output='' print=''
 for word in "$@"; do
   case "$word" in
-    --python=3.11 | --python=3.12 | --python=3.13) python=${word#*=} ;;
+    --python=3.11 | --python=3.12) python=${word#*=} ;;
     --machine=x86_64 | --machine=aarch64) machine=${word#*=} ;;
     --glibc=2.[0-9]*) glibc=${word#*=} ;;
     --with=cuda12 | --with=tpu) with=${word#*=} ;;
@@ -19,6 +20,7 @@ for word in "$@"; do
     *) echo "bundle.sh: $word: no such option or value; the top of launch/bundle.sh has them" >&2; exit 64 ;;
   esac
 done
+glibc=${glibc:-$([ "$with" = tpu ] && echo 2.35 || echo 2.28)}
 cd "$(dirname "$0")/.."
 output=${output:-$PWD/dist/jinstr-python$python-$machine${with:+-$with}.tar}
 pip=(python3 -m pip)

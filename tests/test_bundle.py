@@ -120,7 +120,9 @@ def test_print_downloads_nothing_and_bad_words_are_told(place):
     script = place / "checkout" / "launch" / "bundle.sh"
     ended = bash(place, script, "--print", "--with=tpu")
     assert ended.returncode == 0 and "jax\\[tpu\\]==" in ended.stdout
+    assert "manylinux_2_31_x86_64" in ended.stdout  # libtpu is for no older one
+    assert "manylinux_2_31" not in bash(place, script, "--print").stdout
     assert not (place / "calls").exists() and not (place / "checkout" / "dist").exists()
-    for word in ("--python=3.10", "--with=rocm", "wheels"):
+    for word in ("--python=3.13", "--with=rocm", "wheels"):
         ended = bash(place, script, word)
         assert ended.returncode == 64 and word in ended.stderr
