@@ -13,7 +13,7 @@ cd - >/dev/null
 export TF_CPP_MIN_LOG_LEVEL=3
 # What is published for H100 and H200; of other GPUs nothing is assumed.
 source "$repository/launch/flags.sh"
-names=$(nvidia-smi --query-gpu=name --format=csv,noheader) || names=''
+names=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null) || names=''
 gpus=$(wc -l <<< "$names")
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(wc -w <<< "${CUDA_VISIBLE_DEVICES//,/ }"); fi
 case "$names" in

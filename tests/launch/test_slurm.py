@@ -207,3 +207,14 @@ def test_a_mistake_ends_the_job_at_once(slurm, place):
     job = Job(slurm, place, 1, RUN_DIR="mistake", NUM_STEPS=STEPS, LERNING_RATE=1)
     assert job.ended() == ("FAILED", 78) and job.facts()["Restarts"] == "0"
     assert "LEARNING_RATE" in job.said() and job.said().count("exit status 78") == 1
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(slurm, place):
+    job = Job(slurm, place, 1, RUN_DIR="cancelled", NUM_STEPS=100_000)
+    job.after(5)
+    slurm("scancel", job.number)
+    assert job.ended()[0] == "CANCELLED"
+    job.until(lambda: "saved step" in job.said(), "saved")
+    time.sleep(8)  # longer than Slurm waits before a job that was queued again begins
+    assert job.facts()["JobState"] == "CANCELLED" and job.facts()["Restarts"] == "0", job.said()
+    print(job.said())
