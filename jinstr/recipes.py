@@ -16,9 +16,8 @@ from jinstr import cli, errors, settings
 
 REPOSITORY = pathlib.Path(jinstr.__file__).resolve().parents[1]
 COMMAND_LINE = "command line"
-READERS = (
-    "plan",
-)  # commands that take recipes of training commands and read a part of what those say
+# commands that take recipes of training commands and read a part of what those say
+READERS = ("plan",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,7 +127,6 @@ def test_the_log_counts_as_progress_and_what_was_counted_outlives_the_process(pl
     assert again(place, ["1", "0"])[1] == 1
 
 
-@pytest.mark.slow  # on a machine at several times its load one signal of three was once not passed on in time
 def test_a_signal_is_passed_on_once_and_nothing_starts_again(place):
     executable(
         place,
@@ -137,7 +136,12 @@ def test_a_signal_is_passed_on_once_and_nothing_starts_again(place):
     words = ["bash", str(LAUNCH / "again.sh"), "jinstr", "sft", "RUN_DIR=run"]
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         process = subprocess.Popen(
-            words, cwd=place, env=environment(place), stderr=subprocess.DEVNULL
+            words,
+            cwd=place,
+            env=environment(place),
+            stderr=subprocess.DEVNULL,
+            # Bash cannot trap what was ignored when it began, as SIGINT is for whatever a shell starts behind itself.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while not (place / "up").exists():
             time.sleep(0.01)

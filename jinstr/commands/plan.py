@@ -11,7 +11,7 @@ import tqdm
 
 from jinstr import errors
 from jinstr.models import config as config_lib
-from jinstr.models import decoder
+from jinstr.models import decoder, splash
 from jinstr.parallel import chips as chips_lib
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.text import tokenizer as tokenizer_lib
@@ -49,9 +49,9 @@ def plan(
     """
     chips_lib.use_cpu()
     place = chips_lib.parse(topology)
-    model = computed(shape_of(model, vocab_size, tokenizer, init), place)
     sizes = mesh_lib.sizes(mesh, place.size)
     shape = costs.Shape(batch_tokens // seq_len, seq_len, microbatches, sizes)
+    model = computed(shape_of(model, vocab_size, tokenizer, init), place, shape)
     check(shape, batch_tokens)
     devices = None if place.kind == "gpu" else chips_lib.devices(place)
     budget = tokens or float(num_steps) * batch_tokens
@@ -120,14 +120,15 @@ def shape_of(
 
 
 def computed(
-    model: config_lib.DecoderConfig, place: chips_lib.Topology
+    model: config_lib.DecoderConfig, place: chips_lib.Topology, shape: costs.Shape
 ) -> config_lib.DecoderConfig:
     """The model as it is computed there: what is `auto` goes by the chip and not by this machine."""
     dtype, attention = model.compute_dtype, model.attention
     if dtype == "auto":
         dtype = "float32" if place.kind == "cpu" else "bfloat16"
     if attention == "auto":
-        can = place.kind == "tpu" and not any(model.local_layers)
+        is_whole = shape.mesh["context"] == 1 and shape.seq_len % splash.BLOCKS[-1] == 0
+        can = place.kind == "tpu" and is_whole and not any(model.local_layers)
         attention = "splash" if can else "blocked"
     return dataclasses.replace(model, compute_dtype=dtype, attention=attention)
 

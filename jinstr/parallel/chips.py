@@ -25,19 +25,18 @@ class Chip(NamedTuple):
 
     flops: float  # bf16 FLOP/s
     memory: float  # bytes of HBM that a program can have
-    bandwidth: float  # of HBM, bytes/s
     link: float  # bytes/s that one chip sends: along one axis of the torus, both ways; for GPUs to all others
     hertz: float = 0.0  # clock that the compiler's cycles are counted in
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1.2e12, 9e10, 1.05e9),
-    "v5e": Chip(197e12, 16 * GIB, 8.1e11, 9e10, 1.5e9),
-    "v5p": Chip(459e12, 95 * GIB, 2.8e12, 1.8e11, 1.75e9),
-    "v6e": Chip(920e12, 32 * GIB, 1.6e12, 1.8e11, 1.75e9),
-    "a100": Chip(312e12, 80e9, 2.0e12, 3e11),
-    "h100": Chip(989e12, 80e9, 3.35e12, 4.5e11),
-    "h200": Chip(989e12, 141e9, 4.8e12, 4.5e11),
+    "v4": Chip(275e12, 32 * GIB, 9e10, 1.05e9),
+    "v5e": Chip(197e12, 16 * GIB, 9e10, 1.5e9),
+    "v5p": Chip(459e12, 95 * GIB, 1.8e11, 1.75e9),
+    "v6e": Chip(920e12, 32 * GIB, 1.8e11, 1.75e9),
+    "a100": Chip(312e12, 80e9, 3e11),
+    "h100": Chip(989e12, 80e9, 4.5e11),
+    "h200": Chip(989e12, 141e9, 4.5e11),
 }
 DIMENSIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
 FITS = 0.92  # of a chip's memory: the rest is for the runtime and for fragmentation

@@ -17,6 +17,7 @@ from jinstr.models import config as config_lib
 from jinstr.models import splash
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.train import flops
+from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
 
 FIELDS = {
@@ -183,8 +184,6 @@ def wires(model: config_lib.DecoderConfig, shape: Shape) -> dict[str, float]:
 
 def abstract_state(model, optimizer, mesh, rules: mesh_lib.AxisRules, ema: bool):
     """(state, frozen base) without values, and the transformation that the state belongs to."""
-    from jinstr.train import optimizer as optimizer_lib
-
     transform = optimizer_lib.make_optimizer(optimizer, 1000)
     abstract = state_lib.abstract_state(model, transform, mesh, rules, ema)
     return abstract, state_lib.abstract_frozen(model, mesh, rules), transform

@@ -7,6 +7,9 @@ import os
 import pytest
 
 from jinstr import run
+from jinstr.commands import plan as plan_command
+from jinstr.models import config
+from jinstr.parallel import chips
 from jinstr.train import ahead, costs
 
 TINY = ["gin_configs/model/tiny.gin", "VOCAB_SIZE=512", "SEQ_LEN=128", "BATCH_TOKENS=2048"]
@@ -112,10 +115,23 @@ def test_the_compilers_out_of_memory_is_read(message, wanted):
     )
 
 
+@pytest.mark.parametrize(
+    "place, context, seq_len, attention",
+    [
+        ("v5p:4x4x4", 1, 4096, "splash"),
+        ("v5p:4x4x4", 2, 4096, "blocked"),
+        ("v5p:4x4x4", 1, 4000, "blocked"),
+        ("gpu:h100:8", 1, 4096, "blocked"),
+    ],
+)
+def test_attention_is_what_the_chip_would_take(place, context, seq_len, attention):
+    shape = costs.Shape(64, seq_len, 1, {"data": 1, "fsdp": 64, "context": context, "tensor": 1})
+    found = plan_command.computed(config.DecoderConfig(), chips.parse(place), shape)
+    assert (found.attention, found.compute_dtype) == (attention, "bfloat16")
+
+
 def test_flops_by_hand():
     """7B, one row of 4,096 places on one device, remat full: what is carried out, from the shapes alone."""
-    from jinstr.models import config
-
     model = config.DecoderConfig(
         vocab_size=32000, hidden_size=4096, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128,
         mlp_size=11008, tie_embeddings=False, remat="full", compute_dtype="bfloat16",
