@@ -41,12 +41,17 @@ def _matmul_backward(residuals, grad_y):
     if x is None:
         return grad_y @ kernel.T, None
     size_in, size_out = kernel.shape
-    x_MI, grad_MO = x.reshape(-1, size_in), grad_y.reshape(-1, size_out)
-    over_places = (((0,), (0,)), ((), ()))
-    if size_in <= size_out:
-        grad_kernel = jax.lax.dot_general(x_MI, grad_MO, over_places)
+    if mesh_lib.sequence_devices() == 1:
+        # One axis of all places spares the CPU a few transpositions; where places are split it would be gathered.
+        x, grad = x.reshape(-1, size_in), grad_y.reshape(-1, size_out)
     else:
-        grad_kernel = jax.lax.dot_general(grad_MO, x_MI, over_places).T
+        grad = grad_y
+    axes = tuple(range(x.ndim - 1))
+    over_places = ((axes, axes), ((), ()))
+    if size_in <= size_out:
+        grad_kernel = jax.lax.dot_general(x, grad, over_places)
+    else:
+        grad_kernel = jax.lax.dot_general(grad, x, over_places).T
     return grad_y @ kernel.T, grad_kernel
 
 

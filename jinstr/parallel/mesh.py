@@ -130,6 +130,11 @@ def row_devices() -> int:
     return ambient_devices(("data", "fsdp"))
 
 
+def sequence_devices() -> int:
+    """Devices of the ambient mesh that share the places of a row by the usual rules; 1 without a mesh."""
+    return ambient_devices("context")
+
+
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
     """Sharding of every [B, T] array of a batch."""
     return NamedSharding(mesh, rules.spec("batch", "sequence"))
