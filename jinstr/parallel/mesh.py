@@ -13,6 +13,8 @@ import os
 import re
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jinstr import errors
@@ -36,12 +38,21 @@ def make_room_for_fake_devices() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices along each axis; one axis may be -1 (all that are left)."""
+    """How many devices along each axis; one axis may be -1 (all that are left).
+
+    slices: groups of devices with a slow network between them (TPU slices, GPU nodes). `data` is laid over them, all
+    other axes within: only sums of gradients then cross the slow network. -1 = as many as the devices say they are of;
+    1 = any axis may cross any device, as on a network that is fast everywhere; n = processes in order, in n groups,
+    where the devices say nothing.
+    """
 
     data: int = -1  # replicas: parameters whole, batch split
     fsdp: int = 1  # parameters and batch split
     context: int = 1  # sequence split
     tensor: int = 1  # heads, mlp and vocabulary split
+    slices: int = (
+        1  # groups with a slow network between them, which `data` is laid over; -1 = as reported
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,14 +107,74 @@ def sizes(config: MeshConfig, devices: int) -> dict[str, int]:
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The one place that makes a mesh: axes `data, fsdp, context, tensor`, all AxisType.Auto.
 
-    jax would default to Explicit axes, where every ambiguous contraction needs an annotation.
-    Errors: ConfigError when the sizes do not multiply to the number of devices.
+    jax would default to Explicit axes, where every ambiguous contraction needs an annotation, and refuses devices of
+    several slices, as which it sees the nodes of GPUs. Errors: ConfigError when the sizes do not multiply to the number
+    of devices, or `data` does not divide over the slices.
     """
     devices = list(jax.devices()) if devices is None else devices
-    shape = tuple(sizes(config, len(devices)).values())
-    return jax.make_mesh(
-        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices
-    )
+    found = sizes(config, len(devices))
+    groups = slices_of(devices, config.slices)
+    if found["data"] % len(groups):
+        raise errors.ConfigError(
+            "JI-MESH-003",
+            f"mesh {found}: `data` is laid over the {len(groups)} slices, so MESH_DATA must be a multiple of "
+            f"{len(groups)}: MESH_DATA={len(groups)}, and the other axes within {len(devices) // len(groups)} devices",
+        )
+    return mesh_over(groups, found)
+
+
+def mesh_over(groups: list[list[jax.Device]], found: dict[str, int]) -> Mesh:
+    """The mesh of these sizes whose `data` axis goes over the groups first: every other axis lies within one group."""
+    shape = (found["data"] // len(groups), *(found[axis] for axis in MESH_AXES[1:]))
+    # As jax.make_mesh does: on a torus of two dimensions an axis may take a part of one.
+    is_flat = groups[0][0].device_kind in ("TPU v5 lite", "TPU v5e")
+    grids = [
+        mesh_utils.create_device_mesh(shape, group, allow_split_physical_axes=is_flat)
+        for group in groups
+    ]
+    return Mesh(np.concatenate(grids), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def slices_of(devices: list[jax.Device], wanted: int) -> list[list[jax.Device]]:
+    """The devices in groups of equal size with a slow network between them (see MeshConfig.slices).
+
+    Errors: ConfigError where there are no such groups.
+    """
+    reported = _grouped(devices, "slice_index")
+    if wanted == len(reported) or wanted == -1:
+        groups = reported
+    elif wanted == 1:
+        if devices[0].platform == "tpu":
+            raise errors.ConfigError(
+                "JI-MESH-004",
+                f"the devices are of {len(reported)} TPU slices; set MESH_SLICES=-1, and MESH_DATA to a multiple of "
+                f"{len(reported)}",
+            )
+        groups = [devices]
+    else:
+        processes = _grouped(devices, "process_index")
+        if len(reported) > 1 or wanted < 1 or len(processes) % wanted:
+            raise errors.ConfigError(
+                "JI-MESH-004",
+                f"MESH_SLICES={wanted}, but the devices are of {len(reported)} slices and {len(processes)} processes; "
+                "set -1 for the slices, or a number that the processes divide into",
+            )
+        each = len(processes) // wanted
+        groups = [sum(processes[i : i + each], []) for i in range(0, len(processes), each)]
+    if len({len(group) for group in groups}) > 1:
+        raise errors.ConfigError(
+            "JI-MESH-004",
+            f"slices of {sorted(len(group) for group in groups)} devices; a mesh needs as many in each",
+        )
+    return groups
+
+
+def _grouped(devices: list[jax.Device], attribute: str) -> list[list[jax.Device]]:
+    """By this attribute, in its order; all in one group where devices have none."""
+    groups: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        groups.setdefault(getattr(device, attribute, 0), []).append(device)
+    return [groups[key] for key in sorted(groups)]
 
 
 def abstract(found: dict[str, int]) -> AbstractMesh:
