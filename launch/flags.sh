@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced: chip_flags CHIP [DEVICES] exports what XLA and libtpu should know of a chip: v4 v5e v5p v6e h100 h200.
-# What the user has set stays as it is, flag by flag; only what is missing is added. An unknown chip is an error (64).
+# Sourced: chip_flags CHIP [DEVICES] exports what XLA and libtpu should know of a chip: v4 v5e v5p v6e h100 h200
+# other. What the user has set stays as it is, flag by flag; only what is missing is added. Any other word is an error (64).
 
 # add_flags VARIABLE FLAG...: append each flag that VARIABLE does not name yet.
 add_flags() {
@@ -73,8 +73,9 @@ chip_flags() {
       case "$libtpu" in 0.0.42 | 0.0.42.*) async_gathers ;; esac
       ;;
     h100 | h200) gpu_flags "${2:-1}" ;;
+    other) ;; # nothing is assumed
     *)
-      echo "chip_flags: $1 is none of v4 v5e v5p v6e h100 h200" >&2
+      echo "chip_flags: $1 is none of v4 v5e v5p v6e h100 h200 other" >&2
       return 64
       ;;
   esac

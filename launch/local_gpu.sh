@@ -16,6 +16,7 @@ source "$repository/launch/flags.sh"
 names=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null) || names=''
 gpus=$(wc -l <<< "$names")
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(wc -w <<< "${CUDA_VISIBLE_DEVICES//,/ }"); fi
+gpus=$((gpus * ${JINSTR_PROCESSES:-1})) # on all hosts of launch/hosts.sh
 case "$names" in
   *H100*) chip_flags h100 "$gpus" ;;
   *H200*) chip_flags h200 "$gpus" ;;

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A run as a Slurm job, one process per GPU; JAX finds the others by Slurm's own variables. From the repository, with .venv
-# made by launch/local_gpu.sh, on a disk that all nodes see:
+# A run as a Slurm job, one process per GPU; JAX finds the others by Slurm's own variables. From the repository, on a disk that
+# all nodes see, with .venv made by "bash launch/local_gpu.sh --help", which a login node can do:
 #   bash launch/slurm.sh --nodes=2 --gpus=8 [--cpus=8] --time=24:00:00 [--chip=h100] [--name=jinstr] [--print] \
 #     [SBATCH OPTIONS] -- pretrain gin_configs/model/1b.gin DATA=… RUN_DIR=runs/1b
-# --cpus: cores for each process; Slurm's own default is one. Three minutes before its time is over (--seconds=180) the run
+# --gpus: of each node. --cpus: cores for each process; Slurm's own default is one. --chip: h100, h200 or other. Three minutes before its time is over (--seconds=180) the run
 # saves and the job goes back to the queue; so it does when Slurm takes its nodes away. A run without progress and a mistake
 # (launch/again.sh) end the job. --print submits nothing.
 set -euo pipefail
@@ -27,6 +27,8 @@ while [ $# -gt 0 ]; do
 done
 [ $# -gt 0 ] || { echo "usage: bash launch/slurm.sh [OPTIONS] -- COMMAND WORDS… RUN_DIR=…" >&2; exit 64; }
 repository=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=launch/flags.sh
+(source "$repository/launch/flags.sh" && chip_flags "$chip") || exit 64 # told now, not when the job begins
 printf -v words '%q ' "$@"
 printf -v root '%q' "$repository"
 job=$(cat <<EOT

@@ -324,7 +324,7 @@ def test_pbs_jobs_follow_each_other_and_hand_the_signal_to_every_process(place):
     executable(place, "qsub", QSUB)
     # As Open MPI: signals but USR2 end the processes at once, and mpirun's status is the first that is not 0.
     mpirun = """
-while [ "$1" != env ]; do shift; done
+while [ "$1" != .venv/bin/jinstr ]; do shift; done
 "$@" & a=$!
 "$@" & b=$!
 trap 'kill -USR2 $a $b' USR2
@@ -336,7 +336,7 @@ exit $?
     executable(
         place,
         "jinstr",
-        'trap "echo told >> $PLACE/told; exit 75" TERM\nfor i in {1..400}; do sleep 0.02; done\n',
+        'trap "echo told >> $PLACE/told; exit 75" USR2\nfor i in {1..400}; do sleep 0.02; done\n',
     )
     words = ["--group=gaa50000", "--nodes=2", "--jobs=3", "--time=0:00:03", "--seconds=2"]
     ended = bash(place, place / "launch" / "pbs.sh", *words, "--", "sft", "RUN_DIR=run")

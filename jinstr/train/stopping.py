@@ -1,7 +1,8 @@
 """Signals ask a run to save and end; a second one ends it at once.
 
-Schedulers send SIGTERM some time before they kill; a person presses Ctrl-C; a lost terminal sends SIGHUP. What happens
-depends on the phase that the run is in:
+Schedulers send SIGTERM some time before they kill; a person presses Ctrl-C; a lost terminal sends SIGHUP. mpirun kills
+its processes when it gets one of these but hands SIGUSR2 on, which launch/pbs.sh therefore sends. What happens depends
+on the phase that the run is in:
 
     start     nothing is trained yet: the run ends where it stands (PreemptedError)
     compile   as start, but Python cannot run while XLA compiles, so a thread ends the process (75)
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from jinstr import errors
 from jinstr.train import storage
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 _PATIENCE = 0.5  # seconds that the main thread has to notice a signal before a compilation is cut
 
 

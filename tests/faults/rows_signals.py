@@ -100,7 +100,7 @@ def _two_signals(rig, full):
     again = rig.train(name)
     exact = again.status == 0 and rig.is_reference(again.folder)
     others = []
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         name = rig.fresh("other-signal")
         process = rig.start(rig.words(name), faults="step@*=slow")
         process.until("step 20/")
@@ -110,10 +110,10 @@ def _two_signals(rig, full):
         others.append((first.status, again.status == 0 and rig.is_reference(again.folder)))
     text = (
         f"second SIGTERM: exit {ended.status} after {seconds:.1f} s, checkpoint valid, exact: {exact}; "
-        f"SIGINT, SIGHUP: {others}"
+        f"SIGINT, SIGHUP, SIGUSR2: {others}"
     )
     kept = waits and ended.status == 75 and seconds < 2 and exact
-    return text, kept and others == [(75, True), (75, True)]
+    return text, kept and others == [(75, True)] * 3
 
 
 def _stall(rig, full):
@@ -147,7 +147,10 @@ ROWS = [
         "5", "SIGTERM in compile, evaluation, save, step", "exit 75, exact", _term_in_phases
     ),
     rig_lib.row(
-        "6", "two SIGTERMs; SIGINT; SIGHUP", "second: within 2 s, checkpoint valid", _two_signals
+        "6",
+        "two SIGTERMs; SIGINT; SIGHUP; SIGUSR2",
+        "second: within 2 s, checkpoint valid",
+        _two_signals,
     ),
     rig_lib.row(
         "9a", "a step that hangs (one process)", "exit 124 with stacks, then exact", _stall

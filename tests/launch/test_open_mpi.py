@@ -24,7 +24,7 @@ QSUB = '#!/usr/bin/env bash\ncat > "$PLACE/job"\necho 1.pbs\n'
 # Ends with $STATUS, or, told to save, with 75.
 JINSTR = """#!/usr/bin/env bash
 note() { echo "$OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE: $*" >> "$PLACE/notes"; }
-trap 'note told; sleep 1; note saved; exit 75' TERM
+trap 'note told; sleep 1; note saved; exit 75' USR2
 note "$NCCL_DEBUG" "$(nproc)" "$*"
 [ -z "${STATUS:-}" ] || exit "$STATUS"
 for n in {1..600}; do sleep 0.1; done

@@ -72,6 +72,21 @@ def test_a_compilation_that_begins_after_the_signal_is_cut_too():
     assert done.returncode == 75 and "nothing is lost" in done.stderr, done.stderr
 
 
+def test_each_signal_asks_to_stop():
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2"):
+        done = python(
+            "with stopping.Signals() as signals, signals.during('step'):\n"
+            f"    os.kill(os.getpid(), signal.{name})\n"
+            "    print(signals.name)\n"
+        )
+        assert done.stdout.strip() == name, done.stderr
+    done = python(  # negative control
+        "with stopping.Signals() as signals, signals.during('step'):\n"
+        "    os.kill(os.getpid(), signal.SIGALRM)\n"
+    )
+    assert done.returncode == -14
+
+
 def test_nohup_is_respected():
     done = python(
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
