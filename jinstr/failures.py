@@ -11,6 +11,19 @@ from jinstr import errors
 
 _HANDLES = (errno.EMFILE, errno.ENFILE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of what a collective or the coordination service says when a process is gone.
+_LOST = (
+    "Gloo",
+    "gloo",
+    "NCCL",
+    "coordination service",
+    "CoordinationService",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Socket closed",
+    "heartbeat",
+    "DATA_LOSS",
+)
 _UNWRITABLE = (errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
 
 
@@ -23,6 +36,18 @@ def peak_gib() -> float:
 def _is(error: BaseException, code: int) -> bool:
     """Is it the system's error of this number, or one that quotes its words?"""
     return getattr(error, "errno", 0) == code or os.strerror(code) in str(error)
+
+
+def of_peer(error: BaseException) -> errors.PeerError | None:
+    """The error as that of a lost process, or None where it is something else. For a run of several processes."""
+    text = " ".join(str(error).split())
+    if not any(sign in text for sign in _LOST):
+        return None
+    return errors.PeerError(
+        "JI-PEER-004",
+        "another process of this run is gone, or cannot be reached; the same command, started again in all of them, "
+        f"goes on from the newest checkpoint: {text[:200]}",
+    )
 
 
 def of_machine(error: BaseException) -> errors.JinstrError | None:

@@ -22,13 +22,6 @@ from typing import Any
 import jinstr
 from jinstr import cli, errors, redact, settings
 
-RANK_VARIABLES = (
-    "JINSTR_PROCESS_ID",
-    "SLURM_PROCID",
-    "OMPI_COMM_WORLD_RANK",
-    "PMI_RANK",
-    "TPU_WORKER_ID",
-)
 AGAIN = "start the run's command again instead, with its .gin files and settings"
 
 
@@ -70,14 +63,6 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         rows |= flat(item, f"{prefix}.{key}" if prefix else key)
     return rows
-
-
-def process_index() -> int:
-    """Rank of this process as its launcher tells it; JAX, which is not started yet, is not asked."""
-    for name in RANK_VARIABLES:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
 
 
 def write(run_dir: pathlib.Path, record: dict[str, Any], config: str, operative: str) -> list[str]:

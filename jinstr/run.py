@@ -25,6 +25,7 @@ from gin import config_parser
 
 import jinstr
 from jinstr import cli, errors, failures, recipes, record, redact, settings
+from jinstr.parallel import processes
 from jinstr.testing import faults
 from jinstr.train import debug, stopping, vitals
 
@@ -57,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     # A user's own module (tasks, metrics) is found where they stand; last, so it shadows nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    return redact.guard(lambda: _main(argv))
+    if status := redact.guard(lambda: _main(argv)):
+        processes.leave(status)
+    return status
 
 
 def _main(argv: list[str]) -> int:
@@ -84,7 +87,10 @@ def _main(argv: list[str]) -> int:
         )  # for Python's own last flush
         return 141
     except Exception as error:
-        if (known := failures.of_machine(error)) is None:
+        known = failures.of_machine(error)
+        if known is None and processes.count() > 1:
+            known = failures.of_peer(error)
+        if known is None:
             raise
         return _told(known)
     return 0
@@ -125,7 +131,8 @@ def run(request: cli.Request) -> None:
         with debug.mode():
             entry(**kwargs)
         return
-    run_dir, rank = pathlib.Path(kwargs["run_dir"]), record.process_index()
+    processes.start(vitals.ended)
+    run_dir, rank = pathlib.Path(kwargs["run_dir"]), processes.index()
     writes = rank == 0
     texts = redact.text(gin.config_str()), redact.text(gin.operative_config_str())
     told = vitals.telling(run_dir, rank, request.command)
@@ -146,6 +153,7 @@ def run(request: cli.Request) -> None:
             if changes and record.progress(run_dir) == before:
                 record.set_back(run_dir)
             raise
+        processes.finish()
 
 
 def arm_faults(request: cli.Request) -> None:

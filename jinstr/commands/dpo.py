@@ -15,6 +15,7 @@ from jinstr.data import prepare as prepare_lib
 from jinstr.models import config as config_lib
 from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import processes
 from jinstr.text import templates
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import (
@@ -74,13 +75,15 @@ def dpo(
         template=template,
         prepare_config=prepare,
         seed=seed,
-        may_prepare=jax.process_count() == 1,
+        may_prepare=processes.count() == 1,
         kinds=comparisons.LABELLED if preference.needs_labels else comparisons.KINDS,
     )
     num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
     audit.check_batch(data_set.train.read(0), tokenizer, stop_ids=chat_template.stop_ids)
 
     devices = mesh_lib.make_mesh(mesh)
+    rows = data_set.train.config.batch_rows
+    here = state_lib.places_here(devices, rules, rows)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)
     abstract = state_lib.abstract_state(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
@@ -120,7 +123,7 @@ def dpo(
 
     def place(batch: dict) -> dict:
         whole = comparisons.with_others(batch, tokenizer.pad_id) if labelled else batch
-        return state_lib.place_batch(whole, devices, rules)
+        return state_lib.place_rows(whole, devices, rules, rows)
 
     measure = judged.by_label if labelled else judged.accuracy
 
@@ -146,7 +149,7 @@ def dpo(
         state=state,
         step_function=_checked(step_function, comparing.first_loss(preference), start_step),
         batches=metrics_lib.examples_logged(
-            data_set.train, start_step, run_dir, loop_config.log_examples
+            data_set.train, start_step, run_dir, loop_config.log_examples, here
         ),
         place=place,
         start_step=start_step,

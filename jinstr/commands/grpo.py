@@ -16,7 +16,7 @@ from jinstr.losses import checks
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora
 from jinstr.parallel import mesh as mesh_lib
-from jinstr.rlhf import boundary, objectives, practice, recorder, rewards
+from jinstr.rlhf import boundary, objectives, practice, recorder, rewards, rewards_shared
 from jinstr.rlhf import prompts as prompts_lib
 from jinstr.rlhf import rollout as rollout_lib
 from jinstr.train import adapters, model_files, replicas, startup
@@ -81,7 +81,7 @@ def grpo(
     own = boundary.open_policy(run_dir, init, "language", template, execution)
     model, base = own.model, own.base
     prompts = boundary.open_prompts(questions, own, seed)
-    opened = rewards.open_rewards(reward, module)
+    opened = rewards_shared.open_rewards(reward, module)
 
     devices = mesh_lib.make_mesh(mesh)
     transform = optimizer_lib.make_optimizer(optimizer, config.iterations * config.updates)

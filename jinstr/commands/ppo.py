@@ -18,7 +18,7 @@ from jinstr.losses import masked, policy
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora
 from jinstr.parallel import mesh as mesh_lib
-from jinstr.rlhf import boundary, critics, objectives, practice, recorder, rewards
+from jinstr.rlhf import boundary, critics, objectives, practice, recorder, rewards, rewards_shared
 from jinstr.rlhf import prompts as prompts_lib
 from jinstr.rlhf import rollout as rollout_lib
 from jinstr.train import adapters, model_files, replicas, startup
@@ -93,7 +93,7 @@ def ppo(
     own = boundary.open_policy(run_dir, init, "both" if shared else "language", template, execution)
     model, base = own.model, own.base
     prompts = boundary.open_prompts(questions, own, seed)
-    opened = rewards.open_rewards(reward, module)
+    opened = rewards_shared.open_rewards(reward, module)
 
     devices = mesh_lib.make_mesh(mesh)
     count = mesh_lib.devices_along(devices, rules.batch)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pathlib
 import time
 
-import jax
-
 from jinstr.data import audit
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
 from jinstr.models import config as config_lib
 from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import processes
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import (
     adapters,
@@ -64,7 +63,7 @@ def pretrain(
         template="",
         prepare_config=prepare,
         seed=seed,
-        may_prepare=jax.process_count() == 1,
+        may_prepare=processes.count() == 1,
     )
     num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
 
@@ -72,6 +71,8 @@ def pretrain(
     audit.check_batch(first, text_tokenizer, names=data_set.train.example_ids(0))
 
     devices = mesh_lib.make_mesh(mesh)
+    rows = data_set.train.config.batch_rows
+    here = state_lib.places_here(devices, rules, rows)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)
     abstract = state_lib.abstract_state(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
@@ -124,9 +125,9 @@ def pretrain(
         state=state,
         step_function=step_function,
         batches=metrics_lib.examples_logged(
-            data_set.train, start_step, run_dir, loop_config.log_examples
+            data_set.train, start_step, run_dir, loop_config.log_examples, here
         ),
-        place=lambda batch: state_lib.place_batch(batch, devices, rules),
+        place=lambda batch: state_lib.place_rows(batch, devices, rules, rows),
         start_step=start_step,
         num_steps=num_steps,
         evaluate=evaluate,

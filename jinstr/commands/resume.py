@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 from jinstr import cli, record
+from jinstr.parallel import processes
 from jinstr.train import stopping, vitals
 
 
@@ -23,6 +24,9 @@ def resume(*, run_dir: str, module: str) -> dict:
     if kwargs["checkpoint"].resume == "never":  # that was about a directory that was to be new
         kwargs["checkpoint"] = dataclasses.replace(kwargs["checkpoint"], resume="auto")
     entry = cli.entry_function(command)
-    place, rank = pathlib.Path(run_dir), record.process_index()
+    processes.start(vitals.ended)
+    place, rank = pathlib.Path(run_dir), processes.index()
     with stopping.running(place, rank == 0), vitals.telling(place, rank, command):
-        return entry(**kwargs)
+        found = entry(**kwargs)
+        processes.finish()
+        return found

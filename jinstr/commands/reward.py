@@ -17,6 +17,7 @@ from jinstr.data import sources as sources_lib
 from jinstr.models import config as config_lib
 from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import processes, together
 from jinstr.rlhf import reward_model
 from jinstr.text import templates
 from jinstr.text import tokenizer as tokenizer_lib
@@ -77,13 +78,15 @@ def reward(
         template=template,
         prepare_config=prepare,
         seed=seed,
-        may_prepare=jax.process_count() == 1,
+        may_prepare=processes.count() == 1,
         kinds=comparisons.KINDS,
     )
     num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
     audit.check_batch(data_set.train.read(0), tokenizer, stop_ids=chat_template.stop_ids)
 
     devices = mesh_lib.make_mesh(mesh)
+    rows = data_set.train.config.batch_rows
+    here = state_lib.places_here(devices, rules, rows)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)
     abstract = state_lib.abstract_state(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
@@ -128,9 +131,9 @@ def reward(
         state=state,
         step_function=step_function,
         batches=metrics_lib.examples_logged(
-            data_set.train, start_step, run_dir, loop_config.log_examples
+            data_set.train, start_step, run_dir, loop_config.log_examples, here
         ),
-        place=lambda batch: state_lib.place_batch(batch, devices, rules),
+        place=lambda batch: state_lib.place_rows(batch, devices, rules, rows),
         start_step=start_step,
         num_steps=num_steps,
         evaluate=evaluate,
@@ -149,7 +152,9 @@ def reward(
     params = serving.on_one_device(lora.merge(model, lora.join(state["params"], frozen)))
     shown, ids = _demonstrations(demonstrations, data_set, data, tokenizer, chat_template)
     scores = reward_model.score_ids(lora.plain(model), params, ids, progress=True)
-    shift = reward_model.write_shift(run_dir, scores, shown)
+    shift = together.first_decides(
+        "shift", lambda: reward_model.write_shift(run_dir, scores, shown)
+    )
     print(
         f"jinstr: {shift['count']} demonstrations ({shown}) scored {shift['shift']:.3f} on average, now 0"
     )

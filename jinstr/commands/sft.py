@@ -5,8 +5,6 @@ from __future__ import annotations
 import pathlib
 import time
 
-import jax
-
 from jinstr.data import audit
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import prepare as prepare_lib
@@ -14,6 +12,7 @@ from jinstr.data.eval_tasks import questions as questions_lib
 from jinstr.models import config as config_lib
 from jinstr.models import lora
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import processes
 from jinstr.text import templates
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import (
@@ -70,7 +69,7 @@ def sft(
         template=template,
         prepare_config=prepare,
         seed=seed,
-        may_prepare=jax.process_count() == 1,
+        may_prepare=processes.count() == 1,
     )
     tasks = questions_lib.parse(evaluation_config.tasks, data.module, evaluation_config.questions)
     num_steps = loop.planned_steps(loop_config, data_set.train.steps_per_epoch)
@@ -83,6 +82,8 @@ def sft(
     )
 
     devices = mesh_lib.make_mesh(mesh)
+    rows = data_set.train.config.batch_rows
+    here = state_lib.places_here(devices, rules, rows)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)
     abstract = state_lib.abstract_state(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
@@ -143,9 +144,9 @@ def sft(
         state=state,
         step_function=step_function,
         batches=metrics_lib.examples_logged(
-            data_set.train, start_step, run_dir, loop_config.log_examples
+            data_set.train, start_step, run_dir, loop_config.log_examples, here
         ),
-        place=lambda batch: state_lib.place_batch(batch, devices, rules),
+        place=lambda batch: state_lib.place_rows(batch, devices, rules, rows),
         start_step=start_step,
         num_steps=num_steps,
         evaluate=evaluate,

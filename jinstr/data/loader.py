@@ -2,7 +2,7 @@
 
 Rows of a run are numbered slots, `batch_rows` per step; mixing.Schedule says which source fills a slot with its how
 manieth row, and an index permutation (another one in every epoch) says which packed row that is. No state, no replay:
-a checkpoint keeps the step number. Hosts take consecutive parts of a step's slots.
+a checkpoint keeps the step number. Each of several processes reads the slots of a step that its devices hold.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LoaderConfig:
     """How rows become batches."""
 
     seq_len: int  # places in a row
-    batch_rows: int  # rows in a batch, over all hosts
+    batch_rows: int  # rows in a batch, over all processes
     seed: int = 0  # orders rows; does not touch what is in a row
     rate_unit: str = "tokens"  # what sources' rates count: tokens | examples | passes
     prefetch: int = 4  # batches read ahead by `iterate`
@@ -154,16 +154,13 @@ class Loader:
             for source, units, rows in zip(self._sources, units_S, rows_S)
         }
 
-    def _rows(self, step: int, host: int, num_hosts: int) -> list[tuple[int, int]]:
-        """(source, packed row) of each row that a host reads in a step."""
-        rows = self.config.batch_rows
-        if rows % num_hosts:
-            raise errors.ConfigError(
-                "JI-LOAD-005",
-                f"{rows} rows in a batch do not divide over {num_hosts} hosts; change BATCH_TOKENS",
-            )
-        first = step * rows + host * (rows // num_hosts)
-        located = self._schedule.locate(range(first, first + rows // num_hosts))
+    def _rows(self, step: int, places: Sequence[int] | None = None) -> list[tuple[int, int]]:
+        """(source, packed row) of each row of a step's batch, or of those at these places of it."""
+        first = step * self.config.batch_rows
+        slots = range(first, first + self.config.batch_rows)
+        if places is not None:
+            slots = [slots[place] for place in places]
+        located = self._schedule.locate(slots)
         return [(source, self._shuffled(source, ordinal)) for source, ordinal in located]
 
     def _shuffled(self, source: int, ordinal: int) -> int:
@@ -218,12 +215,12 @@ class Loader:
             segments + [[] for _ in range(empty)], self.config.seq_len, self.pad_id
         )
 
-    def read(self, step: int, host: int = 0, num_hosts: int = 1) -> dict[str, np.ndarray]:
-        """The batch of a step, or a host's consecutive part of its rows: i32 and f32 [batch_rows / num_hosts, T].
+    def read(self, step: int, places: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """The batch of a step, i32 and f32 [batch_rows, T], or the rows at these places of it.
 
         Errors: StorageError naming the step and the place, where records cannot be read.
         """
-        rows = self._rows(step, host, num_hosts)
+        rows = self._rows(step, places)
         try:
             faults.point("data_read", step)
             return self._batch(rows)
@@ -237,24 +234,22 @@ class Loader:
                 "JI-LOAD-006", f"data of step {step + 1}, of {names}: {error}"
             ) from None
 
-    def example_ids(
-        self, step: int, host: int = 0, num_hosts: int = 1
-    ) -> list[tuple[str, str, int]]:
+    def example_ids(self, step: int) -> list[tuple[str, str, int]]:
         """(source, example id, first target of the segment in its example's chunk order) of a step's segments.
 
         The third number is part · 2^20 + first target in it: chunk and window of a text, turn of a conversation.
         """
         return [
             (self._sources[owner].name, record.id, (record.part << 20) + start)
-            for row in self._pieces(self._rows(step, host, num_hosts))
+            for row in self._pieces(self._rows(step))
             for record, start, _, owner in row
         ]
 
     def iterate(
-        self, start_step: int, host: int = 0, num_hosts: int = 1
+        self, start_step: int, places: Sequence[int] | None = None
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(step, batch) from `start_step` on, without end, read ahead in a thread by grain."""
-        steps = grain.MapDataset.source(_Steps(self, host, num_hosts))
+        """(step, `read` of it) from `start_step` on, without end, read ahead in a thread by grain."""
+        steps = grain.MapDataset.source(_Steps(self, places))
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.config.prefetch)
         iterator = iter(steps.to_iter_dataset(options))
         grain.experimental.set_next_index(iterator, start_step)
@@ -288,24 +283,23 @@ class Loader:
         return self._sources[0].set.kind == "chat"
 
     def evaluation_batches(
-        self, host: int = 0, num_hosts: int = 1
+        self, places: Sequence[int] | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Every row once, in order; the last batch is filled up with rows of padding."""
+        """Every row once, in order; the last batch is filled up with rows of padding. places: as in `read`."""
         size = self.config.batch_rows
-        part = size // num_hosts
         for first in range(0, self.num_rows, size):
-            rows = [r if r < self.num_rows else -1 for r in range(first, first + size)]
-            yield self.read_rows(rows[host * part : (host + 1) * part])
+            rows = [first + place for place in (range(size) if places is None else places)]
+            yield self.read_rows([row if row < self.num_rows else -1 for row in rows])
 
 
 class _Steps:
     """The steps of a loader as a random-access source for grain."""
 
-    def __init__(self, loader: Loader, host: int, num_hosts: int):
-        self._loader, self._host, self._num_hosts = loader, host, num_hosts
+    def __init__(self, loader: Loader, places: Sequence[int] | None):
+        self._loader, self._places = loader, places
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
-        return step, self._loader.read(step, self._host, self._num_hosts)
+        return step, self._loader.read(step, self._places)

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 
 from jinstr import errors
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import processes, together
 from jinstr.rlhf import practice, recorder, rewards
 from jinstr.rlhf import prompts as prompts_lib
 from jinstr.rlhf import rollout as rollout_lib
@@ -120,10 +121,8 @@ def restore(
     state = checkpointer.restore(
         iteration, {name: abstract[name] for name in abstract if not name.endswith("step")}
     )
-    state["step"] = jax.device_put(
-        jax.numpy.int32(iteration * own["config"]["epochs"] * own["config"]["minibatches"]),
-        abstract["step"].sharding,
-    )
+    updates = iteration * own["config"]["epochs"] * own["config"]["minibatches"]
+    state["step"] = together.put(np.int32(updates), abstract["step"].sharding)
     print(f"jinstr: going on from iteration {iteration} in {checkpointer.folder}")
     return state, iteration, saved
 
@@ -162,10 +161,14 @@ def running(
 
 @contextlib.contextmanager
 def saved_before_the_end(checkpointer: checkpoint_lib.Checkpointer) -> Iterator[None]:
-    """Whatever error ends a practice, a save that is under way is finished first: Python's end would cut it off."""
+    """Whatever error ends a practice, a save that is under way is finished first: Python's end would cut it off.
+
+    Of several processes one may be gone, and with it the save."""
     try:
         yield
     except Exception:
+        if processes.count() > 1:
+            raise
         with contextlib.suppress(errors.JinstrError):  # the first error is the one to tell
             checkpointer.wait()
         raise
@@ -193,7 +196,8 @@ class Boundary:
 
     def before(self, run_dir: pathlib.Path, done: int) -> None:
         """Make up an evaluation that is owed, that before the first iteration too."""
-        if recorder.owes_evaluation(run_dir, self._config, done):
+        owed = functools.partial(recorder.owes_evaluation, run_dir, self._config, done)
+        if together.first_decides("owed", owed):
             self._watch.beat("evaluate")
             self._evaluate(done)
 
@@ -230,7 +234,7 @@ class Boundary:
         """
         self._checkpointer.check()
         is_last = number == self._config.iterations
-        asked_to_stop = bool(self._signals.name) and not is_last
+        asked_to_stop = bool(self._signals.asked()) and not is_last
         if self._checkpointer.is_due(number) or is_last or asked_to_stop:
             self._watch.beat("save")
             self._check_replicas(states[0]["params"], number)

@@ -13,6 +13,7 @@ from jinstr import errors
 from jinstr.data import dataset as dataset_lib
 from jinstr.data import loader as loader_lib
 from jinstr.models import config as config_lib
+from jinstr.parallel import processes
 from jinstr.rlhf import objectives
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import base as base_lib
@@ -123,7 +124,7 @@ def text_loader(
         )
     found = dataset_lib.load(
         text, tokenizer_path=base.tokenizer_path, template=template, prepare_config=prepare, seed=seed,
-        may_prepare=jax.process_count() == 1,
+        may_prepare=processes.count() == 1,
     )  # fmt: skip
     return found.train
 

@@ -20,7 +20,8 @@ from jinstr.decode import sampler
 from jinstr.decode import text as text_lib
 from jinstr.losses import advantages, checks
 from jinstr.models import lora
-from jinstr.rlhf import experience, objectives, rewards
+from jinstr.parallel import together
+from jinstr.rlhf import experience, objectives, rewards, rewards_shared
 from jinstr.rlhf import prompts as prompts_lib
 from jinstr.rlhf import rollout as rollout_lib
 
@@ -155,7 +156,7 @@ def score(opened: Sequence[rewards.Reward], written: Written) -> rewards.Scores:
         rewards.Asked(question.messages, text, question.row, bool(ended))
         for question, text, ended in zip(written.questions, written.texts, written.ended)
     ]
-    return rewards.score(opened, asked)
+    return rewards_shared.score(opened, asked)
 
 
 def minibatches(
@@ -228,8 +229,9 @@ def forward(
     """What `function` (batch on the devices → `count` arrays [R, T]) says of every token of the answers: f32 [E, N]."""
     found = [np.zeros(mask.shape, np.float32) for _ in range(count)]
     for rows in parts:
-        for values_RT, into in zip(function(place(rows.batch)), found, strict=True):
-            experience.collect(rows, mask, np.asarray(values_RT), into)
+        values = together.fetch(function(place(rows.batch)))
+        for values_RT, into in zip(values, found, strict=True):
+            experience.collect(rows, mask, values_RT, into)
     return found
 
 

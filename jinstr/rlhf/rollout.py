@@ -25,6 +25,7 @@ from jinstr import errors
 from jinstr.decode import sampler as sampler_lib
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import together
 from jinstr.rlhf import rows as rows_lib
 
 # Fewest rows of a prefill and of a batch: below, a step costs as much.
@@ -100,11 +101,6 @@ def _gathered(mesh: Mesh, rules: mesh_lib.AxisRules, leaf):
 
 def _check(config, prompts, row_ids, limits, rollout_config, devices: int) -> None:
     """Refuse what cannot be sampled."""
-    if jax.process_count() > 1:
-        raise errors.ConfigError(
-            "JI-ROLLOUT-002",
-            f"rollouts run in one process, here are {jax.process_count()}; start one process with all devices",
-        )
     if rollout_config.rows % devices:
         raise errors.ConfigError(
             "JI-ROLLOUT-003",
@@ -148,8 +144,8 @@ def _read(prompts, columns, pad_id, places, least, mesh, rules, numbers: range):
     if mesh is None:
         return prompts_RP, new, lengths_R
     return (
-        jax.device_put(prompts_RP, NamedSharding(mesh, rows_lib.row_spec(rules, 2))),
-        jax.device_put(new, NamedSharding(mesh, rows_lib.row_spec(rules, 1))),
+        together.put(prompts_RP, NamedSharding(mesh, rows_lib.row_spec(rules, 2))),
+        together.put(new, NamedSharding(mesh, rows_lib.row_spec(rules, 1))),
         lengths_R,
     )
 
@@ -236,6 +232,6 @@ def rollout(
         serving, noise = sampler.serve(params), {"key": key, "allowed_V": sampler.allowed_V}
         if mesh is not None:
             serving = jax.tree.map(functools.partial(_gathered, mesh, rules), serving)
-            noise = jax.device_put(noise, mesh_lib.replicated(mesh))
+            noise = together.put(noise, mesh_lib.replicated(mesh))
         batch = rows_lib.Batch(fixed, params, serving, noise, rows, slots, places)
         return _write_all(batch, len(prompts), read, places, least, devices)

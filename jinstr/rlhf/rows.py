@@ -25,6 +25,7 @@ from jinstr.decode import step as step_lib
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import together
 
 
 class Fixed(NamedTuple):
@@ -217,7 +218,7 @@ class Batch:
         self._state, seen = _advance(
             self._fixed, self._serving, self._state, self._noise, np.int32(self._clock)
         )
-        seen, (numbers, ids_R, logp_R) = jax.device_get((seen, self._firsts))
+        seen, (numbers, ids_R, logp_R) = together.fetch((seen, self._firsts))
         self._firsts = ((), (), ())
         written = [(n, ids_R[i : i + 1], logp_R[i : i + 1]) for i, n in enumerate(numbers)]
         finished = []

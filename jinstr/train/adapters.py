@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jinstr import errors, settings
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora
+from jinstr.parallel import processes
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import storage
 
@@ -35,7 +36,7 @@ class Record:
 
 def write(run_dir: pathlib.Path, record: Record | None) -> None:
     """Write lora.json, or none for a run that trains everything."""
-    if record is not None:
+    if record is not None and not processes.index():
         storage.write_json(run_dir / FILE, {"format": FORMAT} | dataclasses.asdict(record))
 
 

@@ -13,11 +13,12 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jinstr import errors
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, hf_read, lora, vocabulary
+from jinstr.parallel import together
 from jinstr.text import extend, templates
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import adapters, hub, model_files, storage
@@ -127,7 +128,9 @@ def _checkpoint(init: str) -> Iterator[tuple[checkpoint_lib.Checkpointer, int]]:
     place, _, step = init.partition("@")
     checkpointer = checkpoint_lib.Checkpointer(place, checkpoint_lib.CheckpointConfig())
     try:
-        chosen = int(step) if step else checkpointer.latest_verified()
+        chosen = together.first_decides(
+            "init", lambda: int(step) if step else checkpointer.latest_verified()
+        )
         if chosen is None:
             raise errors.StorageError("JI-INIT-001", f"INIT={init}: no checkpoint that verifies")
         yield checkpointer, chosen
@@ -236,11 +239,11 @@ def with_heads(base: Base, heads: str) -> Base:
         found = {name: tree for name, tree in found.items() if name in abstract}
         if lora.SCORE in abstract and lora.SCORE not in found:
             zeros = {
-                name: jnp.zeros(leaf.shape, leaf.dtype)
+                name: np.zeros(leaf.shape, leaf.dtype)
                 for name, leaf in abstract[lora.SCORE].items()
             }
             places = {name: leaf.sharding for name, leaf in abstract[lora.SCORE].items()}
-            found[lora.SCORE] = jax.device_put(zeros, places)
+            found[lora.SCORE] = together.put(zeros, places)
         return found
 
     return dataclasses.replace(
@@ -344,6 +347,6 @@ def open_adapters(
             "JI-LORA-009", f"{folder}: no {adapters.FILE}; this run trained all parameters"
         )
     model = dataclasses.replace(base.config, lora=record.lora)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with _checkpoint(init) as (checkpointer, chosen):
         return record, model, adapters.restore(checkpointer, chosen, weights, model, place)

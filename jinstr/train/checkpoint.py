@@ -14,7 +14,6 @@ Orbax verifies no array bytes on restore, so the digests are ours.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -25,18 +24,17 @@ import threading
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import xxhash
 
 from jinstr import errors, failures
+from jinstr.parallel import together
 from jinstr.testing import faults
+from jinstr.train import arrays as arrays_lib
 from jinstr.train import manifests, storage
 
 SLOW_SECONDS = 1.0  # that a save may wait for the one before it without a word
-# Orbax measures a save by the wall clock, which may jump by a day; stalls are the watchdog's business.
-ORBAX_SECONDS = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,37 +66,23 @@ class CheckpointConfig:
             )
 
 
-def _leaves(tree) -> dict[str, dict]:
-    """Path → shape and dtype of every array."""
-    return {
-        jax.tree_util.keystr(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _item(tree):
-    """Orbax's standard handler takes no bare arrays."""
-    return {"value": tree} if jax.tree_util.all_leaves([tree]) else tree
-
-
-@jax.jit
-def _all_finite(tree) -> jax.Array:
-    """bool[]: is every number of every array finite?"""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return functools.reduce(jnp.logical_and, [jnp.isfinite(leaf).all() for leaf in leaves])
-
-
 class Checkpointer:
-    """Saves and restores the steps of one run directory. One process writes the commit record."""
+    """Saves and restores the steps of one run directory.
+
+    Of several processes each writes its arrays and digests its part of the files; the first one commits, and decides
+    what is there. All call this alike."""
 
     def __init__(self, run_dir, config: CheckpointConfig):
+        if together.count() > 1 and config.on_save_error == "continue":
+            raise errors.ConfigError(
+                "JI-CKPT-012",
+                "on_save_error=continue holds in one process only: of several, one that cannot save ends the run",
+            )
         self.run_dir = pathlib.Path(run_dir).absolute()
         self.folder = self.run_dir / "checkpoints"
         self.config = config
         self.save_seconds = 0.0  # of the last save, from its call to its commit
-        self._orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(), timeout_secs=ORBAX_SECONDS
-        )
+        self._orbax = arrays_lib.writer()
         self._commit: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._failed_step: int | None = None
@@ -113,26 +97,22 @@ class Checkpointer:
         The commit follows in the background (`async_save`). Errors: StorageError, also for the save before this one.
         """
         self._wait_for_the_last(step)
-        target = self.folder / str(step)
-        if target.exists():
-            if self._problem(step) is None:
-                return
-            self._set_aside(step)
         before = time.monotonic()
-        aside = self._aside(step)
-        finite = _all_finite(arrays["params"]) if "params" in arrays else True
+        finite = arrays_lib.all_finite(arrays["params"]) if "params" in arrays else True
         try:
-            faults.point("save_start", step)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            arguments = {name: ocp.args.StandardSave(_item(tree)) for name, tree in arrays.items()}
+            if not together.first_decides("save", lambda: self._make_room(step)):
+                return
+            aside = self._aside(step)
+            arguments = {
+                name: ocp.args.StandardSave(arrays_lib.item(tree)) for name, tree in arrays.items()
+            }
             self._orbax.save(aside / "state", args=ocp.args.Composite(**arguments))
             faults.point("save_copied", step)
         except OSError as error:
             self._failure, self._failed_step = error, step
             self.check()
             return
-        facts = {"arrays": {name: _leaves(tree) for name, tree in arrays.items()}}
+        facts = {"arrays": {name: arrays_lib.leaves(tree) for name, tree in arrays.items()}}
         facts["finite"] = bool(finite)
         self._commit = threading.Thread(
             target=self._finish, args=(step, facts, run_json, before), name=f"commit-{step}"
@@ -140,6 +120,18 @@ class Checkpointer:
         self._commit.start()
         if not self.config.async_save:
             self.wait()
+
+    def _make_room(self, step: int) -> bool:
+        """An empty folder for a save; False where the step is there already."""
+        target, aside = self.folder / str(step), self._aside(step)
+        if target.exists():
+            if self._problem(step) is None:
+                return False
+            self._set_aside(step)
+        faults.point("save_start", step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        return True
 
     def _wait_for_the_last(self, step: int) -> None:
         """One save at a time; storage that holds up the training is told of, once."""
@@ -164,29 +156,45 @@ class Checkpointer:
             self._orbax.wait_until_finished()
             faults.point("save_written", step)
             aside = self._aside(step)
-            storage.write_json(aside / "run.json", {"step": step} | run_json)
-            files = {}
-            for number, path in enumerate(sorted(p for p in aside.rglob("*") if p.is_file())):
-                faults.point(f"save_file_{number}", step)
-                storage.sync(path)
-                name = path.relative_to(aside).as_posix()
-                files[name] = {"bytes": path.stat().st_size, "xxh3_128": storage.digest(path)}
-            for path in aside.rglob("*"):
-                if path.is_dir():
-                    storage.sync(path)
-            manifest = {"format": manifests.FORMAT, "step": step, "files": files} | facts
-            manifest["digest"] = manifests.own_digest(manifest)
-            faults.point("save_manifest", step)
-            storage.write_json(aside / "manifest.json", manifest)
-            faults.point("save_rename", step)
-            storage.check_lease(self.run_dir)  # somebody may have taken the directory meanwhile
-            os.rename(aside, self.folder / str(step))
-            storage.sync(self.folder)
-            faults.point("save_committed", step)
-            self._retain()
+            if not together.index():
+                storage.write_json(aside / "run.json", {"step": step} | run_json)
+            parts = together.gathered("digests", self._digests(aside, step))
+            if not together.index():
+                files = {name: found for part in parts for name, found in part.items()}
+                self._commit_step(step, {"files": files} | facts)
+            together.barrier("committed")
             self.save_seconds = time.monotonic() - began
         except BaseException as error:  # surfaces in `check` and `wait`, on the caller's thread
             self._failure, self._failed_step = error, step
+
+    def _digests(self, aside: pathlib.Path, step: int) -> dict[str, dict]:
+        """Size and digest of every file of a save; of several processes, of this one's part of them."""
+        files = {}
+        for number, path in enumerate(sorted(p for p in aside.rglob("*") if p.is_file())):
+            name = path.relative_to(aside).as_posix()
+            if arrays_lib.owner(name) != together.index():
+                continue
+            faults.point(f"save_file_{number}", step)
+            storage.sync(path)
+            files[name] = {"bytes": path.stat().st_size, "xxh3_128": storage.digest(path)}
+        return files
+
+    def _commit_step(self, step: int, facts: dict) -> None:
+        """The manifest, then the step's own name: from here on it is there."""
+        aside = self._aside(step)
+        for path in aside.rglob("*"):
+            if path.is_dir():
+                storage.sync(path)
+        manifest = {"format": manifests.FORMAT, "step": step} | facts
+        manifest["digest"] = manifests.own_digest(manifest)
+        faults.point("save_manifest", step)
+        storage.write_json(aside / "manifest.json", manifest)
+        faults.point("save_rename", step)
+        storage.check_lease(self.run_dir)  # somebody may have taken the directory meanwhile
+        os.rename(aside, self.folder / str(step))
+        storage.sync(self.folder)
+        faults.point("save_committed", step)
+        self._retain()
 
     def _retain(self) -> None:
         """Delete all but the newest `keep` sound steps; what is damaged or not finite does not count, and stays."""
@@ -203,7 +211,8 @@ class Checkpointer:
         if self._commit is not None and self._commit.is_alive() or self._failure is None:
             return
         failure, self._failure = self._failure, None
-        shutil.rmtree(self._aside(self._failed_step), ignore_errors=True)  # room for the next one
+        if together.count() == 1:  # else another process may write there still
+            shutil.rmtree(self._aside(self._failed_step), ignore_errors=True)  # room for the next
         if isinstance(failure, errors.JinstrError):
             raise failure
         known = failures.of_machine(failure)  # no room, no file handles: with the way out
@@ -266,12 +275,15 @@ class Checkpointer:
         os.rename(self.folder / str(step), place)
 
     def start_step(self) -> int:
-        """Step to continue from under the `resume` rule; 0 = a fresh run.
+        """Step to continue from under the `resume` rule, as the first process finds it; 0 = a fresh run.
 
         Newer steps that do not verify are renamed <step>.corrupt and noted; what a killed process left half written or
         half deleted is removed. Errors: StorageError when the rule forbids what is there: a used directory is never
         started afresh, and it stays untouched then.
         """
+        return together.first_decides("start_step", self._start_step)
+
+    def _start_step(self) -> int:
         steps = self._steps()
         if self.config.resume == "never" and steps:
             raise errors.StorageError(
@@ -318,11 +330,18 @@ class Checkpointer:
         Errors: StorageError when the step does not verify; ConfigError naming the leaves whose path, shape or type
         differ: nothing is cast, cut or padded.
         """
-        if problem := self._problem(step):
+        # Every byte is read by one process: the others would read the same.
+        if problem := together.first_decides("problem", lambda: self._problem(step)):
             raise errors.StorageError("JI-CKPT-007", f"{self.folder / str(step)}: {problem}")
+        if together.index() and (problem := manifests.problem(self.folder, step, every_byte=False)):
+            raise errors.StorageError(
+                "JI-CKPT-013",
+                f"process {together.index()} does not see step {step}, which the first one goes on from, under "
+                f"{self.folder}: {problem}; RUN_DIR must be on a file system that all processes share",
+            )
         manifest = json.loads((self.folder / str(step) / "manifest.json").read_text("utf-8"))
         for item, tree in abstract.items():
-            have, want = manifest["arrays"].get(item), _leaves(tree)
+            have, want = manifest["arrays"].get(item), arrays_lib.leaves(tree)
             if have != want:
                 have = have or {}
                 wrong = [
@@ -334,7 +353,9 @@ class Checkpointer:
                 raise errors.ConfigError(
                     "JI-CKPT-008", f"step {step}, {item}: {len(wrong)} arrays differ: {shown}"
                 )
-        arguments = {name: ocp.args.StandardRestore(_item(tree)) for name, tree in abstract.items()}
+        arguments = {
+            name: ocp.args.StandardRestore(arrays_lib.item(tree)) for name, tree in abstract.items()
+        }
         restored = self._orbax.restore(
             self.folder / str(step) / "state", args=ocp.args.Composite(**arguments)
         )

@@ -59,13 +59,14 @@ def loss_on(
     """
     nll = weight = 0.0
     whole = True
-    parts = loader.evaluation_batches(jax.process_index(), jax.process_count())
+    rows = loader.config.batch_rows
+    parts = loader.evaluation_batches(state_lib.places_here(mesh, rules, rows))
     for index, batch in enumerate(tqdm.tqdm(parts, desc="held out", leave=False, disable=None)):
         going_on()
-        if max_rows and index * loader.config.batch_rows >= max_rows:
+        if max_rows and index * rows >= max_rows:
             whole = False
             break
-        batch_nll, batch_weight = evaluator(params, state_lib.place_batch(batch, mesh, rules))
+        batch_nll, batch_weight = evaluator(params, state_lib.place_rows(batch, mesh, rules, rows))
         nll += float(batch_nll)
         weight += float(batch_weight)
     result = {"loss": nll / max(weight, 1e-8)}

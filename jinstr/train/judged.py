@@ -15,6 +15,7 @@ import tqdm
 
 from jinstr.data import records
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import together
 from jinstr.train import evaluation
 from jinstr.train import state as state_lib
 
@@ -112,10 +113,11 @@ def judge(score: Callable, params: dict, loader, mesh, rules: mesh_lib.AxisRules
     """Every prompt of a prepared set of comparisons, each once. score: (params, batch) → f32 [B, G, K]."""
     found: list[Judged] = []
     size = loader.config.batch_rows
-    batches = loader.evaluation_batches()
+    batches = loader.evaluation_batches(state_lib.places_here(mesh, rules, size))
     for number, batch in enumerate(tqdm.tqdm(batches, desc="held out", leave=False, disable=None)):
         evaluation.going_on()
-        score_BGK = np.asarray(score(params, state_lib.place_batch(batch, mesh, rules)))
+        placed = state_lib.place_rows(batch, mesh, rules, size)
+        score_BGK = together.fetch(score(params, placed))
         first = number * size
         rows = loader.read_records(range(first, min(first + size, loader.num_rows)))
         for scores_GK, row in zip(score_BGK, rows):

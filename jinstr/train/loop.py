@@ -14,6 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from jinstr import errors
+from jinstr.parallel import together
 from jinstr.testing import faults
 from jinstr.train import checkpoint as checkpoint_lib
 from jinstr.train import flops as flops_lib
@@ -78,10 +79,15 @@ def _evaluates(config: LoopConfig, step: int, num_steps: int) -> bool:
 
 def _owed(run_dir, step: int) -> bool:
     """Was the evaluation of a step left out, because a signal or a kill came before it?"""
-    lines = metrics_lib.read_lines(pathlib.Path(run_dir) / "metrics.jsonl")
-    return not any(
-        line["step"] == step and any(name.startswith("eval/") for name in line) for line in lines
-    )
+
+    def look() -> bool:
+        lines = metrics_lib.read_lines(pathlib.Path(run_dir) / "metrics.jsonl")
+        return not any(
+            line["step"] == step and any(name.startswith("eval/") for name in line)
+            for line in lines
+        )
+
+    return together.first_decides("owed", look)
 
 
 def _kept(state: dict) -> dict:
@@ -201,7 +207,7 @@ class _Acts:
         every = self._config.replica_check_every
         if every and step % every == 0:
             self._check_replicas(state["params"], step)
-        if self._signals.name and step < self._num_steps:
+        if self._signals.asked() and step < self._num_steps:
             self.end_early(state, step)
         if self._checkpointer.is_due(step) or step == self._num_steps:
             self.save(state, step)
@@ -210,7 +216,8 @@ class _Acts:
 
     def end_early(self, state: dict, step: int) -> NoReturn:
         """Save, if there is time, and raise PreemptedError."""
-        grace, taken = self._checkpointer.config.grace_seconds, self._checkpointer.save_seconds
+        grace = self._checkpointer.config.grace_seconds
+        taken = together.first_decides("save_seconds", lambda: self._checkpointer.save_seconds)
         if grace and taken > grace:
             self._checkpointer.wait()
             told = (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import jax
-
 from jinstr.data import batching
+from jinstr.parallel import processes, together
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
@@ -42,23 +42,31 @@ def cut_back(path: pathlib.Path, step: int) -> None:
     replacement.replace(path)
 
 
-def examples_logged(loader, start_step: int, run_dir, log: bool) -> Iterator[tuple[int, dict]]:
-    """This process's part of the loader's batches; with `log`, RUN_DIR/examples.jsonl tells what was in each."""
-    host, num_hosts = jax.process_index(), jax.process_count()
+def examples_logged(
+    loader, start_step: int, run_dir, log: bool, places: Sequence[int] | None = None
+) -> Iterator[tuple[int, dict]]:
+    """The loader's batches, of several processes this one's rows; with `log`, RUN_DIR/examples.jsonl tells what was in
+    each, as all processes together read it."""
     if not log:
-        yield from loader.iterate(start_step, host, num_hosts)
+        yield from loader.iterate(start_step, places)
         return
-    path = pathlib.Path(run_dir) / "examples.jsonl"
+    path = _own(pathlib.Path(run_dir) / "examples.jsonl")
     cut_back(path, start_step)
     with path.open("a", encoding="utf-8", buffering=1) as file:
-        for step, batch in loader.iterate(start_step, host, num_hosts):
+        for step, batch in loader.iterate(start_step, places):
+            whole = together.joined(batch, places, loader.config.batch_rows)
             line = {
                 "step": step + 1,
-                "digest": batching.batch_digest(batch),
-                "examples": loader.example_ids(step, host, num_hosts),
+                "digest": batching.batch_digest(whole),
+                "examples": loader.example_ids(step),
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             yield step, batch
+
+
+def _own(path: pathlib.Path) -> pathlib.Path:
+    """The file, for the first of several processes, which speaks for all; the others write into nothing."""
+    return pathlib.Path(os.devnull) if processes.index() else path
 
 
 class MetricsWriter:
@@ -67,11 +75,14 @@ class MetricsWriter:
     def __init__(self, run_dir, *, tensorboard: bool, wandb: str, start_step: int):
         run_dir = pathlib.Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            cut_back(run_dir / name, start_step)
-        self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._samples = (run_dir / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
+        metrics, samples = (_own(run_dir / name) for name in ("metrics.jsonl", "samples.jsonl"))
+        cut_back(metrics, start_step)
+        cut_back(samples, start_step)
+        self._metrics = metrics.open("a", encoding="utf-8", buffering=1)
+        self._samples = samples.open("a", encoding="utf-8", buffering=1)
         self._board = self._wandb = None
+        if processes.index():  # the first of several processes speaks for all
+            return
         if tensorboard:
             import tensorboardX
 

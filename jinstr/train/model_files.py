@@ -13,11 +13,15 @@ import shutil
 
 from jinstr import errors
 from jinstr.models import config as config_lib
+from jinstr.parallel import processes, together
 from jinstr.text import tokenizer as tokenizer_lib
 
 
 def write(run_dir, config: config_lib.DecoderConfig, tokenizer_path: str, template: str) -> None:
     """Put model.json, the tokenizer and the template (a name, a .jinja path or "") into the run directory."""
+    together.barrier("begun")  # until here the others may still read what was there before
+    if processes.index():
+        return
     run_dir = pathlib.Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "model.json").write_text(config.to_json() + "\n", encoding="utf-8")

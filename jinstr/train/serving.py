@@ -9,6 +9,7 @@ import jax
 from jinstr import errors
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
+from jinstr.parallel import together
 from jinstr.text import templates as templates_lib
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import adapters
@@ -28,9 +29,8 @@ class Run(NamedTuple):
 
 
 def on_one_device(params: dict) -> dict:
-    """Parameters as sampling and scoring take them: whole, on the first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.device_put(params, place)
+    """Parameters as sampling and scoring take them: whole, on the first device (of each process)."""
+    return together.own_copy(params)
 
 
 def load_run(
@@ -62,7 +62,7 @@ def load_run(
     tokenizer = tokenizer_lib.load(base.tokenizer_path)
     name = template or base.template
     chat_template = templates_lib.load(name, tokenizer) if name else None
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     dtype, own = decoder.compute_dtype(base.config), jax.numpy.dtype(base.config.param_dtype)
     if base.is_run and (adapters.read(base.folder) is None or dtype.itemsize > own.itemsize):
         dtype = own

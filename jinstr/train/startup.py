@@ -14,6 +14,7 @@ from jinstr import errors
 from jinstr.data import fingerprints
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora, peft_format
+from jinstr.parallel import together
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import adapters
 from jinstr.train import base as base_lib
@@ -136,7 +137,7 @@ def restore_or_init(
     wanted = {name: abstract[name] for name in abstract if name != "step"}
     state = checkpointer.restore(step, wanted)
     place = abstract["step"].sharding
-    state["step"] = jax.device_put(jax.numpy.int32(step), place)
+    state["step"] = together.put(np.int32(step), place)
     print(f"jinstr: going on from step {step} in {checkpointer.folder}")
     return state, step, about["meter"]
 

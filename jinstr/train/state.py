@@ -8,7 +8,7 @@ B batch rows, T places, A microbatches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jinstr import errors
 from jinstr.losses import lm
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import together
 from jinstr.testing import faults
 from jinstr.train import optimizer as optimizer_lib
 
@@ -119,7 +121,7 @@ def state_with(
 ) -> dict:
     """Fresh state around given parameters (a warm start), which it takes over: nothing is held twice on the way."""
     places = shardings_of(abstract)
-    params = jax.tree.map(jax.device_put, params, places["params"])
+    params = together.put(params, places["params"])
     others = {name: place for name, place in places.items() if name not in ("params", "ema")}
     make = jax.jit(lambda params: _beside(params, transform, seed), out_shardings=others)
     state = {"params": params} | make(params)
@@ -338,13 +340,27 @@ def make_step(
     return call
 
 
+def places_here(mesh: Mesh, rules: mesh_lib.AxisRules, rows: int) -> Sequence[int] | None:
+    """Which rows of a batch of so many the devices of this process hold; None = all. Errors: ConfigError."""
+    parts = mesh_lib.devices_along(mesh, rules.batch)
+    if rows % parts:
+        raise errors.ConfigError(
+            "JI-MESH-003",
+            f"{rows} rows in a batch do not divide over the {parts} devices that share them; change BATCH_TOKENS",
+        )
+    return together.rows_here(mesh_lib.batch_sharding(mesh, rules), rows)
+
+
+def place_rows(batch: dict, mesh: Mesh, rules: mesh_lib.AxisRules, rows: int) -> dict:
+    """Host arrays [B', T] with the rows of `places_here` → global arrays [B, T], B = rows."""
+    return together.place_rows(batch, mesh_lib.batch_sharding(mesh, rules), rows)
+
+
 def place_batch(batch: dict, mesh: Mesh, rules: mesh_lib.AxisRules) -> dict:
-    """Host arrays [B / hosts, T] of this process → global arrays [B, T]."""
-    sharding = mesh_lib.batch_sharding(mesh, rules)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-    }
+    """Host arrays [B, T], whole and equal in all processes → global arrays."""
+    if together.count() == 1:
+        return place_rows(batch, mesh, rules, 0)
+    return together.put(batch, mesh_lib.batch_sharding(mesh, rules))
 
 
 def make_evaluator(model, mesh: Mesh, rules: mesh_lib.AxisRules):

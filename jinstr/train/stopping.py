@@ -9,6 +9,9 @@ on the phase that the run is in:
     step      the loop looks after every step, where arrays are whole: it saves, then ends with 75
     save      the save is finished, then as after a step
     evaluate  the evaluation is left (`check`), the step saved; the run that goes on makes the evaluation up
+
+Of several processes each may get the signal, or one of them: they hear of it from each other (`Signals.asked`), so that
+all save the same step. One that gets it before the first step takes the others with it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from jinstr import errors
+from jinstr.parallel import processes
 from jinstr.train import storage
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
@@ -39,6 +44,7 @@ class Signals:
         self.name = ""
         self.phase = "start"
         self._before: dict[int, object] = {}
+        self._votes: Any = None
 
     def __enter__(self) -> Signals:
         global _current
@@ -88,7 +94,7 @@ class Signals:
                 if data[0] not in self._before:
                     continue
                 if asked:
-                    os._exit(errors.PreemptedError.exit_code)
+                    _end()
                 asked = True
                 # Also for a compilation that begins only after the signal.
                 self._reader.settimeout(_PATIENCE)
@@ -96,7 +102,24 @@ class Signals:
     def _cut(self) -> None:
         if self.phase == "compile":
             _tell("ended while compiling; no step was trained since the start, so nothing is lost")
-            os._exit(errors.PreemptedError.exit_code)
+            _end()
+
+    def asked(self) -> str:
+        """The signal that asked to stop, or "". Of several processes, one that reached any of them by the time of the
+        call before: they call this alike, and hear the same."""
+        if processes.count() == 1:
+            return self.name
+        if self._votes is None:
+            from jinstr.parallel import (
+                together,  # not above: run.py imports this module without JAX
+            )
+
+            self._votes = together.Votes()
+        own = signal.Signals[self.name] if self.name else 0
+        if (heard := self._votes.cast(own)) and not self.name:
+            self.name = signal.Signals(heard).name
+            _tell(f"{self.name} to another process: saving and ending")
+        return self.name if heard else ""
 
     def _ask(self, number: int, frame) -> None:
         name = signal.Signals(number).name
@@ -112,6 +135,12 @@ class Signals:
 _current: Signals | None = None
 
 
+def _end() -> None:
+    """End at once, with the other processes of the run."""
+    processes.leave(errors.PreemptedError.exit_code)
+    os._exit(errors.PreemptedError.exit_code)
+
+
 def _tell(text: str) -> None:
     # Not print: a handler may stand in the middle of another print.
     os.write(2, f"\njinstr: {text}\n".encode())
@@ -124,7 +153,7 @@ def current() -> Signals:
 
 def check() -> None:
     """A place in an evaluation where it may be left. Errors: Asked when a signal came."""
-    if _current and _current.name and _current.phase == "evaluate":
+    if _current and _current.phase == "evaluate" and _current.asked():
         raise Asked
 
 

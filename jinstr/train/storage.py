@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import xxhash
 
 from jinstr import errors
+from jinstr.parallel import processes
 
 
 def digest(path: pathlib.Path) -> str:
@@ -50,6 +51,8 @@ def incident(run_dir: pathlib.Path, step: int, kind: str, message: str, **facts)
     """Tell, loudly and in RUN_DIR/incidents.jsonl, of something that a run survived but that people should know of."""
     print(f"jinstr: {kind} at step {step}: {message}", file=sys.stderr, flush=True)
     line = {"step": step, "kind": kind, "message": message} | facts
+    if processes.index():  # the first of several writes down what all of them find
+        return
     try:
         with (pathlib.Path(run_dir) / "incidents.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

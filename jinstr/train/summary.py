@@ -7,11 +7,14 @@ import pathlib
 from collections.abc import Sequence
 
 from jinstr.data.eval_tasks import questions as questions_lib
+from jinstr.parallel import processes
 from jinstr.train import metrics, report, storage
 
 
 def write(run_dir, *, title: str, facts: dict, data: list[dict], previous: Sequence = ()) -> dict:
     """Write what is known at the end of a run, then the report; returns the summary."""
+    if processes.index():  # the first of several writes them
+        return facts
     run_dir = pathlib.Path(run_dir)
     storage.write_json(run_dir / "summary.json", facts)
     storage.write_json(run_dir / "data.json", data)

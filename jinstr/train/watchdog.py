@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+from jinstr.parallel import processes
 from jinstr.train import debug, vitals
 
 EXIT_CODE = 124
@@ -21,6 +22,8 @@ SAVE_SECONDS = 900.0
 EVALUATE_SECONDS = 1800.0  # between two of its batches or answers
 STEP_SECONDS = 120.0  # at least; a step may take ten times the median
 FACTOR = 10
+# More for a process that waits for the devices: the one that holds up all of them ends first, and its stacks say why.
+PEER_SECONDS = 20.0
 _WINDOW = 32  # steps that the median is taken of
 
 
@@ -60,6 +63,9 @@ class Watchdog:
         """Seconds that the present phase may take without a beat."""
         if debug.is_on():  # a person may stand at a breakpoint
             return math.inf
+        return self._by_phase() + (PEER_SECONDS if _waits_for_devices() else 0.0)
+
+    def _by_phase(self) -> float:
         if self._limit:
             return self._limit
         if self._phase == "step":
@@ -81,7 +87,16 @@ class Watchdog:
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 sys.stderr.flush()
                 vitals.ended(EXIT_CODE, words, stacks=True)
+                processes.leave(EXIT_CODE)
                 os._exit(EXIT_CODE)
+
+
+def _waits_for_devices() -> bool:
+    """Is this one of several processes whose main thread waits inside JAX, perhaps for another process?"""
+    if processes.count() == 1:
+        return False
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    return frame is not None and "/jax/" in frame.f_code.co_filename
 
 
 _current: Watchdog | None = None

@@ -13,10 +13,12 @@ import sys
 import matplotlib.backends.backend_agg  # noqa: F401
 import matplotlib.figure  # noqa: F401
 
+import jinstr.commands.dpo
 import jinstr.commands.grpo
 import jinstr.commands.ppo
 import jinstr.commands.pretrain
 import jinstr.commands.resume
+import jinstr.commands.reward
 import jinstr.commands.sft
 import jinstr.train.report  # noqa: F401
 from jinstr import run

@@ -1,0 +1,270 @@
+"""Runs of two real processes: the results of one process, and no process that waits for another one for ever."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jinstr.data import batching, loader, prepare, sources
+from tests.parallel import several
+
+# Sums over a batch are added up in another order: rounding of float32, over a handful of steps.
+RELATIVE = 1e-5
+SECONDS = 60.0  # until the others have ended, where one is gone
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A world whose text is prepared."""
+    world = several.World(tmp_path_factory.mktemp("processes"))
+    sets(world.folder, "corpus", "")
+    yield world
+    world.close()
+
+
+def sets(place, name, template):
+    return prepare.ensure_prepared(
+        sources.parse(f"{place}/{name}.jsonl"),
+        tokenizer_path=str(place / "t.model"),
+        template=template,
+        config=prepare.PrepareConfig(cache_dir=str(place / "cache"), workers=1),
+    )
+
+
+def differences(found: dict, wanted: dict) -> np.ndarray:
+    assert found.keys() == wanted.keys() and found
+    return np.abs(np.array([found[step] / wanted[step] - 1 for step in wanted]))
+
+
+def test_two_processes_are_one_run(world):
+    place = world.folder
+    both = [
+        several.Run(world, several.words(place, "pretrain", name, NUM_STEPS=3), count)
+        for name, count in (("one", 1), ("two", 2))
+    ]
+    for run in both:
+        run.done()
+    one, two = several.losses(place / "one"), several.losses(place / "two")
+    assert differences(two, one).max() <= RELATIVE and len(two) == 3
+    digests = {}
+    for seed in (0, 1):
+        config = loader.LoaderConfig(seq_len=64, batch_rows=4, seed=seed, rate_unit="passes")
+        data = loader.Loader(sets(place, "corpus", ""), config)
+        digests[seed] = [batching.batch_digest(data.read(step)) for step in range(3)]
+    assert several.digests(place / "two") == several.digests(place / "one") == digests[0]
+    # Negative controls: batches of another seed, and the losses of another step.
+    assert not set(digests[0]) & set(digests[1])
+    assert differences({1: two[2], 2: two[1]}, {1: one[1], 2: one[2]}).min() > 100 * RELATIVE
+    assert (
+        both[1].text(1).count("step ") == 0 < both[1].text(0).count("step ")
+    )  # one of them speaks
+
+
+@pytest.fixture(scope="module")
+def base(world):
+    """The world with a model of one step, to tune."""
+    several.Run(world, several.words(world.folder, "pretrain", "base", NUM_STEPS=1), 1).done()
+    return world
+
+
+def compare(world, command, **settings):
+    """Runs of a command by one process, which prepares its data, and by two; their folders."""
+    for name, count in (("1", 1), ("2", 2)):
+        words = several.words(world.folder, command, command + name, **settings)
+        several.Run(world, words, count).done()
+    return world.folder / f"{command}1", world.folder / f"{command}2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["sft", "reward", "dpo"])
+def test_tuning(base, command):
+    settings = {"EVAL_EVERY": 2}
+    if command != "sft":
+        settings |= {"DATA": base.folder / "rankings.jsonl", "SEQ_LEN": 128, "BATCH_TOKENS": 512}
+    if command != "reward":
+        settings |= {"SAMPLES": 2, "MAX_NEW_TOKENS": 8}
+    one, two = compare(base, command, **settings)
+    assert differences(several.losses(two), several.losses(one)).max() <= RELATIVE
+    assert several.digests(two) == several.digests(one)
+    asked = [several.lines(folder / "samples.jsonl") for folder in (one, two)]
+    assert asked[0] == asked[1] and (asked[0] or command == "reward")
+    seen = [
+        {(line["step"], n): v for line in several.lines(f / "metrics.jsonl") for n, v in line.items()
+         if n.startswith("eval/") and v}
+        for f in (one, two)
+    ]  # fmt: skip
+    assert differences(seen[1], seen[0]).max() <= RELATIVE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["ppo", "grpo"])
+def test_practice(base, command):
+    settings = {"MINIBATCHES": 2, "ANSWERS": 2, "EVAL_EVERY": 1}
+    one, two = compare(base, command, **settings)
+    lines = [several.lines(folder / "metrics.jsonl") for folder in (one, two)]
+    assert several.lines(two / "samples.jsonl") == several.lines(one / "samples.jsonl")
+    for first, second in zip(*lines, strict=True):
+        assert first.keys() == second.keys()
+        for name in first:
+            print(name, first[name], second[name])
+
+
+class Two:
+    """The run of two processes that faults are held against: six steps, a save every two."""
+
+    def __init__(self, world):
+        self.world, self.place = world, world.folder
+        place = world.folder
+        self.words("undisturbed").done()
+        self.states = several.states(place / "undisturbed", 6)
+        self.losses = several.losses(place / "undisturbed")
+
+    def words(self, name, count=2, **options):
+        words = several.words(self.place, "pretrain", name, NUM_STEPS=6)
+        return several.Run(self.world, words, count, **options)
+
+    def restart_is_exact(self, name):
+        run = self.words(name)
+        run.done()
+        assert "going on from step" in run.text()
+        assert several.states(self.place / name, 6) == self.states
+        assert several.losses(self.place / name) == self.losses
+
+
+@pytest.fixture(scope="module")
+def two(world):
+    return Two(world)
+
+
+def told(name, **facts):
+    """A line of measurements, shown by pytest -s."""
+    print(json.dumps({"measured": name} | facts), flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_is_killed(two, killed):
+    name = f"killed{killed}"
+    run = two.words(name, faults={killed: "step@4=kill", 1 - killed: ""})
+    run.wait(killed)
+    began = time.monotonic()
+    statuses = run.end()
+    seconds = time.monotonic() - began
+    told(name, statuses=statuses, seconds=round(seconds, 1))
+    assert statuses[killed] == -signal.SIGKILL and seconds < SECONDS
+    assert statuses[1 - killed] in (76, -signal.SIGABRT)
+    two.restart_is_exact(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_is_stopped(two, stopped):
+    name = f"stopped{stopped}"
+    run = two.words(name, faults={stopped: "step@4=hang", 1 - stopped: ""})
+    run.until("fault: step@4=hang", stopped)
+    run.tell(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    status = run.wait(1 - stopped)
+    seconds = time.monotonic() - began
+    run.tell(stopped, signal.SIGKILL)
+    run.end()
+    told(name, status=status, seconds=round(seconds, 1))
+    assert status in (124, 76, -signal.SIGABRT) and seconds < SECONDS
+    two.restart_is_exact(name)
+
+
+@pytest.mark.slow
+def test_a_process_sleeps_while_its_heart_beats(two):
+    words = several.words(two.place, "pretrain", "asleep", NUM_STEPS=6, STALL_SECONDS=40)
+    run = several.Run(two.world, words, 2, faults={0: "", 1: "step@4=hang"})
+    run.until("fault: step@4=hang", 1)
+    began = time.monotonic()
+    statuses = run.end()
+    told("asleep", statuses=statuses, seconds=round(time.monotonic() - began, 1))
+    assert statuses == [76, 124], run.text(0)[-2000:] + run.text(1)[-2000:]
+    assert "where every thread stands" in run.text(1) and "faults.py" in run.text(1)
+    two.restart_is_exact("asleep")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_one_process_gets_a_signal(two, asked):
+    name = f"asked{asked}"
+    run = two.words(name, faults={asked: "step@3=term", 1 - asked: ""})
+    statuses = run.end()
+    steps = sorted(int(p.name) for p in (two.place / name / "checkpoints").iterdir())
+    told(name, statuses=statuses, steps=steps)
+    assert statuses == [75, 75], run.text(0)[-2000:] + run.text(1)[-2000:]
+    assert steps[-1] in (3, 4, 5)
+    assert f"saved step {steps[-1]}" in run.text(0) and f"saved step {steps[-1]}" in run.text(1)
+    two.restart_is_exact(name)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all(two):
+    run = two.words("broken", faults={0: "", 1: "data_read@3=error"})
+    began = time.monotonic()
+    statuses = run.end()
+    told("broken", statuses=statuses, seconds=round(time.monotonic() - began, 1))
+    assert statuses == [74, 74] and "JI-LOAD-006" in run.text(1) and "JI-PEER-002" in run.text(0)
+    two.restart_is_exact("broken")
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_in_one_process_ends_all(two):
+    run = two.words("unsaved", faults={0: "", 1: "save_written@4=error"})
+    statuses = run.end()
+    assert statuses == [74, 74], run.text(0)[-2000:] + run.text(1)[-2000:]
+    assert not (two.place / "unsaved" / "checkpoints" / "4").exists()
+    two.restart_is_exact("unsaved")
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(two):
+    """Two, then one, then two processes: the arrays are the same bits, the losses those of one within rounding."""
+    for count, step in ((2, 2), (1, 4)):
+        run = two.words(
+            "changing", count=count, faults=dict.fromkeys(range(count), f"step@{step}=term")
+        )
+        assert set(run.end()) == {75}, run.text()
+    two.words("changing").done()
+    assert several.digests(two.place / "changing") == several.digests(two.place / "undisturbed")
+    found = differences(several.losses(two.place / "changing"), two.losses)
+    told("changing", relative=float(found.max()))
+    assert found.max() <= RELATIVE and len(found) == 6
+
+
+@pytest.mark.slow
+def test_unprepared_data_is_refused(world):
+    place = world.folder
+    words = several.words(place, "pretrain", "unprepared", CACHE_DIR=place / "empty")
+    run = several.Run(world, words, 2)
+    assert run.end() == [78, 78], run.text()
+    command = f"jinstr prepare DATA={place}/corpus.jsonl TOKENIZER={place}/t.model"
+    assert any("JI-PREPARE-004" in run.text(i) and command in run.text(i) for i in (0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun: apt-get install openmpi-bin")
+def test_mpirun_needs_no_variables(world):
+    place = world.folder
+    own = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    words = several.words(place, "pretrain", "mpirun", NUM_STEPS=3)
+    entry = "import sys; from jinstr import run; sys.exit(run.console())"
+    command = ["mpirun", "--oversubscribe", "-np", "2", sys.executable, "-c", entry, *words]
+    done = subprocess.run(
+        command,
+        env=world.environment() | own,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "process 0 of 2, met at" in done.stdout, done.stderr[-3000:]
+    about = json.loads((place / "mpirun/checkpoints/3/run.json").read_text("utf-8"))
+    assert about["place"]["processes"] == 2
