@@ -13,6 +13,16 @@ find_python() { # VERSIONS…
   echo "jinstr needs Python $*; none was found on PATH" >&2
   return 1
 }
+add_accelerator() { # EXTRA MODULE: the build of the locked JAX version for an accelerator, beside the locked packages
+  if .venv/bin/python -c "import $2" 2>/dev/null; then return; fi
+  if [ -d wheels ] && ! compgen -G "wheels/$2-*.whl" >/dev/null; then
+    echo "this bundle has no packages for $1; they are in one made by launch/bundle.sh --with=$1" >&2
+    return 69
+  fi
+  local jax
+  jax=$(grep '^jax==' launch/requirements.lock)
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${jax/jax==/jax[$1]==}"
+}
 versions=(3.11 3.12 3.13)
 if [ -d wheels ]; then
   export PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels

@@ -5,10 +5,7 @@ set -euo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
 cd "$repository"
 source launch/environment.sh
-jax=$(grep '^jax==' launch/requirements.lock)
-if ! .venv/bin/python -c 'import jax_cuda12_plugin' 2>/dev/null; then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${jax/jax==/jax[cuda12]==}"
-fi
+add_accelerator cuda12 jax_cuda12_plugin
 cd - >/dev/null
 export TF_CPP_MIN_LOG_LEVEL=3
 # What is published for H100 and H200; of other GPUs nothing is assumed.

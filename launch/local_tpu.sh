@@ -8,10 +8,7 @@ cd "$repository"
 chip=$1
 shift
 source launch/environment.sh
-jax=$(grep '^jax==' launch/requirements.lock)
-if ! .venv/bin/python -c 'import libtpu' 2>/dev/null; then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${jax/jax==/jax[tpu]==}"
-fi
+add_accelerator tpu libtpu
 source launch/flags.sh
 chip_flags "$chip"
 cd - >/dev/null

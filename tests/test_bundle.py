@@ -105,6 +105,18 @@ def test_the_bundle_is_installed_without_an_index(place):
     assert installs and all(line.startswith("NO_INDEX= FIND_LINKS= ") for line in installs)
 
 
+def test_a_bundle_without_packages_for_the_accelerator_says_so(place):
+    there = bundled(place)
+    script = there / "launch" / "local_gpu.sh"
+    ended = bash(place, script, "--help")
+    assert ended.returncode == 69 and "launch/bundle.sh --with=cuda12" in ended.stderr
+    calls(place)
+    (there / "wheels" / "jax_cuda12_plugin-1.whl").touch()  # negative control
+    assert bash(place, script, "--help").returncode == 0
+    (install,) = [line for line in calls(place) if "pip install" in line]
+    assert "jax[cuda12]==" in install and install.startswith("NO_INDEX=1 FIND_LINKS=wheels ")
+
+
 def test_a_damaged_wheel_and_another_python_are_refused(place):
     there = bundled(place)
     ended = bash(place, there / "launch" / "install.sh", version="3.11")
