@@ -50,12 +50,12 @@ def plan(
     chips_lib.use_cpu()
     place = chips_lib.parse(topology)
     sizes = mesh_lib.sizes(mesh, place.size)
-    shape = costs.Shape(batch_tokens // seq_len, seq_len, microbatches, sizes)
+    shape = costs.Shape(batch_tokens // seq_len, seq_len, microbatches, sizes, place.slices)
     model = computed(shape_of(model, vocab_size, tokenizer, init), place, shape)
     check(shape, batch_tokens)
     devices = None if place.kind == "gpu" else chips_lib.devices(place)
     budget = tokens or float(num_steps) * batch_tokens
-    job = Job(place, devices, optimizer, rules, budget)
+    job = Job(place, devices, optimizer, rules, budget, mesh.slices)
     print(
         f"{decoder.count_params(model):,} parameters on {place.text} ({place.size} chips), {by(place)}"
     )
@@ -85,6 +85,7 @@ class Job(NamedTuple):
     optimizer: optimizer_lib.OptimizerConfig
     rules: mesh_lib.AxisRules
     budget: float  # tokens of the whole run; 0 = not said
+    slices: int  # of MeshConfig
 
     def abstract(self, model: config_lib.DecoderConfig, mesh) -> tuple[dict, dict]:
         """State and frozen base without values."""
@@ -147,14 +148,14 @@ def check(shape: costs.Shape, batch_tokens: int) -> None:
 
 def planned(job: Job, model: config_lib.DecoderConfig, shape: costs.Shape) -> dict:
     """All figures of one setting. The compiler's out-of-memory is one of them."""
-    mesh = None if job.devices is None else mesh_lib.make_mesh(mesh_config(shape), job.devices)
+    mesh = None if job.devices is None else mesh_lib.make_mesh(mesh_config(job, shape), job.devices)
     work, wires = costs.work(model, shape), costs.wires(model, shape)
     capacity = chips_lib.CHIPS[job.place.chip].memory if job.place.chip else 0.0
     result = {
-        "topology": job.place.text, "by": by(job.place), "mesh": shape.mesh, "remat": model.remat,
-        "attention": model.attention, "rows": shape.rows, "seq_len": shape.seq_len,
+        "topology": job.place.text, "by": by(job.place), "mesh": shape.mesh, "slices": shape.slices,
+        "remat": model.remat, "attention": model.attention, "rows": shape.rows, "seq_len": shape.seq_len,
         "microbatches": shape.microbatches, "memory_there": capacity, "most": chips_lib.FITS,
-        "flops": work._asdict(), "wires_by_formula": wires,
+        "work": work._asdict(), "wires_by_formula": wires,
     }  # fmt: skip
     if job.place.kind == "gpu":
         parts = arguments_by_formula(job, model, shape)
@@ -183,8 +184,8 @@ def planned(job: Job, model: config_lib.DecoderConfig, shape: costs.Shape) -> di
     return finished(job, result, shape, estimate)
 
 
-def mesh_config(shape: costs.Shape) -> mesh_lib.MeshConfig:
-    return mesh_lib.MeshConfig(**shape.mesh)
+def mesh_config(job: Job, shape: costs.Shape) -> mesh_lib.MeshConfig:
+    return mesh_lib.MeshConfig(**shape.mesh, slices=job.slices)
 
 
 def arguments_by_formula(
@@ -221,12 +222,12 @@ def finished(
 
 def smaller(model: config_lib.DecoderConfig, shape: costs.Shape) -> Iterator:
     """(model, shape) of settings that need less memory, the nearest first; the batch stays."""
-    ladder = ("none", "dots", "full")
+    ladder = tuple(config_lib.REMAT)
     rows = shape.rows // shape.microbatches // shape.row_devices
     halves = [n for n in (1, 2, 4, 8, 16, 32, 64) if rows % n == 0]
     wide = {
-        "data": 1,
-        "fsdp": shape.row_devices,
+        "data": shape.slices,
+        "fsdp": shape.row_devices // shape.slices,
         "context": shape.mesh["context"],
         "tensor": shape.mesh["tensor"],
     }
@@ -309,11 +310,12 @@ def settings_of(
         for data in (1, 2, 4, 8, count // tensor):
             fsdp, rest = divmod(count, tensor * data)
             sizes = {"data": data, "fsdp": fsdp, "context": shape.mesh["context"], "tensor": tensor}
-            if rest or not fsdp or (data == count // tensor and data in (1, 2, 4, 8)):
+            is_twice = data == count // tensor and data in (1, 2, 4, 8)
+            if rest or not fsdp or is_twice or data % shape.slices:
                 continue
-            for remat in ("none", "dots", "full"):
+            for remat in config_lib.REMAT:
                 for rows in (1, 2, 4, 8, 16, 32):
                     parts, rest = divmod(shape.rows, rows * data * fsdp)
                     if parts and not rest:
-                        cut = costs.Shape(shape.rows, shape.seq_len, parts, sizes)
+                        cut = shape._replace(microbatches=parts, mesh=sizes)
                         yield dataclasses.replace(model, remat=remat), cut

@@ -12,6 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jinstr.models import splash
 from jinstr.parallel import mesh as mesh_lib
@@ -70,6 +71,7 @@ def _softmax_product_forward(q_BKMH, k_BKSH, v_BKSH, mask_BMS, softcap):
     weights_BKMS = weights_BKMS.astype(v_BKSH.dtype)
     # Divided by the sum after the product, in [M, H] and not in [M, S].
     out_BKMH = (_batched(weights_BKMS, v_BKSH, (3, 2)) / total_BKM1).astype(v_BKSH.dtype)
+    out_BKMH = checkpoint_name(out_BKMH, "attention")
     return out_BKMH, (q_BKMH, k_BKSH, v_BKSH, weights_BKMS, total_BKM1, out_BKMH, slope_BKMS)
 
 
@@ -99,6 +101,12 @@ def _softmax_product_backward(softcap, residuals, grad_BKMH):
 
 
 _softmax_product.defvjp(_softmax_product_forward, _softmax_product_backward)
+
+
+def here(places: int) -> tuple[str, ...]:
+    """Implementations that the devices of this process have for rows of so many places, on one device."""
+    can = jax.default_backend() == "tpu" and splash.can(places, mesh_lib.AxisRules())
+    return ("xla", "blocked", "splash") if can else ("xla", "blocked")
 
 
 def attend(

@@ -11,6 +11,17 @@ import json
 from jinstr import errors, settings
 
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
+# What of a layer the forward pass leaves on the device for the backward pass, which computes the rest again; from much
+# memory to little. After MaxText's ladder: minimal is its minimal_with_context, attention its
+# save_dot_with_context_except_mlp, offload the latter and layers' inputs in the host's memory.
+REMAT = {
+    "none": "everything",
+    "minimal": "what matrix products and attention make",
+    "dots": "what matrix products make; attention is computed again",
+    "attention": "what attention and its products make; the feed-forward part is computed again",
+    "full": "inputs of layers",
+    "offload": "nothing: inputs of layers and what `attention` keeps wait in the host's memory",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +114,7 @@ class DecoderConfig:
     window: int = 0  # places a local layer looks back, itself included; 0 = all
     layer_pattern: str = "global"  # e.g. "local,global", repeated over the layers
     scan_layers: bool = True  # one compiled block for all layers; False unrolls (same parameters)
-    remat: str = "none"  # none | dots | full: what the backward pass computes again
+    remat: str = "none"  # a name of REMAT: what the backward pass computes again
     # auto (splash on TPU where it can, else blocked) | xla (reference) | blocked (skips what is masked) | splash
     attention: str = "auto"
     compute_dtype: str = "auto"  # auto = bfloat16 on accelerators, float32 on CPU
@@ -117,7 +128,7 @@ class DecoderConfig:
             "norm": ("rms", "layer"),
             "activation": ("silu", "gelu", "gelu_tanh"),
             "rope_scaling": ("", "linear", "llama3"),
-            "remat": ("none", "dots", "full"),
+            "remat": tuple(REMAT),
             "attention": ("auto", "xla", "blocked", "splash"),
             "heads": ("language", "score", "both"),
         }
@@ -186,7 +197,7 @@ class ExecutionConfig:
     rounding), and the adapters that a run trains on it."""
 
     scan_layers: bool = True  # one compiled block for all layers; False unrolls
-    remat: str = "none"  # none | dots | full
+    remat: str = "none"  # none | minimal | dots | attention | full | offload
     attention: str = "auto"  # auto | xla | blocked | splash (TPU)
     compute_dtype: str = "auto"  # auto | bfloat16 | float32
     lora: LoraConfig = LoraConfig()  # what is trained in place of the model, if anything

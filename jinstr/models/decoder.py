@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jinstr import errors
 from jinstr.models import attention, layers
@@ -139,10 +140,15 @@ def block(
     """One layer. `cache` is None or (k_BSKH, v_BSKH, positions_BS, segments_BS, index); returns (x, (k, v))."""
     B, T, _ = x_BTD.shape
     a = layer.attention
+    x_BTD = checkpoint_name(x_BTD, "input")
     h_BTD = layer.norm_attention(x_BTD)
-    q_BTNH = a.query(h_BTD).reshape(B, T, config.num_heads, config.head_dim)
-    k_BTKH = a.key(h_BTD).reshape(B, T, config.num_kv_heads, config.head_dim)
-    v_BTKH = a.value(h_BTD).reshape(B, T, config.num_kv_heads, config.head_dim)
+    # Named before norms and rotation: the backward pass of a norm needs what went in.
+    q_BTD, k_BTD, v_BTD = (
+        checkpoint_name(project(h_BTD), "attention") for project in (a.query, a.key, a.value)
+    )
+    q_BTNH = q_BTD.reshape(B, T, config.num_heads, config.head_dim)
+    k_BTKH = k_BTD.reshape(B, T, config.num_kv_heads, config.head_dim)
+    v_BTKH = v_BTD.reshape(B, T, config.num_kv_heads, config.head_dim)
     if config.qk_norm:
         q_BTNH, k_BTKH = a.query_norm(q_BTNH), a.key_norm(k_BTKH)
     (cos, sin), (local_cos, local_sin) = rope
@@ -169,7 +175,7 @@ def block(
         branches_BT=branches_BT,
         rules=rules,
     )
-    out_BTD = a.out(out_BTNH.reshape(B, T, -1))
+    out_BTD = checkpoint_name(a.out(out_BTNH.reshape(B, T, -1)), "attention")
     if config.post_norms:
         out_BTD = layer.norm_attention_out(out_BTD)
     if config.parallel_residual:
@@ -188,10 +194,19 @@ def _but_gathered(primitive, *_, **__) -> bool:
 
 def _remat(function, config: config_lib.DecoderConfig, gathers: bool):
     """What of a layer is computed again in the backward pass; kernels that were gathered are gathered again."""
+    policies = jax.checkpoint_policies
     saveable = {
         "none": _but_gathered,
-        "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+        "minimal": policies.save_only_these_names("attention", "mlp"),
+        "dots": policies.checkpoint_dots_with_no_batch_dims,
+        "attention": policies.save_only_these_names("attention"),
         "full": None,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["input", "attention"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
     }[config.remat]
     if config.remat == "none" and not gathers:
         return function

@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
@@ -172,9 +173,10 @@ class MlpParameters(nnx.Module):
 
     def __call__(self, x):
         activate = ACTIVATIONS[self.activation]
+        up = checkpoint_name(self.up(x), "mlp")
         if hasattr(self, "gate"):
-            return self.down(activate(self.gate(x)) * self.up(x))
-        return self.down(activate(self.up(x)))
+            return self.down(activate(checkpoint_name(self.gate(x), "mlp")) * up)
+        return self.down(activate(up))
 
 
 def rope_frequencies(config: config_lib.DecoderConfig, local: bool = False) -> jax.Array:

@@ -80,6 +80,7 @@ def _own_rows(q_BNTH, k_BKTH, v_BKTH, segments_BT, *, softcap: float) -> jax.Arr
         q_seq_shards=1,
         attn_logits_soft_cap=softcap or None,
         interpret=INTERPRET,
+        residual_checkpoint_name="attention",
         block_sizes=splash_attention_kernel.BlockSizes(
             block_q=block, block_kv=block, block_kv_compute=block,
             block_q_dkv=block, block_kv_dkv=block_dkv, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,

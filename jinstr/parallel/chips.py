@@ -39,23 +39,30 @@ CHIPS = {
     "h200": Chip(989e12, 141e9, 4.5e11),
 }
 DIMENSIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
+BETWEEN_SLICES = (
+    2.5e10 / 4
+)  # bytes/s that one chip sends to other slices: that of a host, over its four chips
+HOST = 3.2e10  # bytes/s between a chip and its host, one way at a time: PCIe of the fifth generation, not measured
 FITS = 0.92  # of a chip's memory: the rest is for the runtime and for fragmentation
 
 
 class Topology(NamedTuple):
-    """kind: tpu | cpu | gpu. chip: a key of CHIPS ("" for cpu). shape: chips along each axis."""
+    """kind: tpu | cpu | gpu. chip: a key of CHIPS ("" for cpu). shape: chips along each axis of one slice."""
 
     kind: str
     chip: str
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape)
+        return self.slices * math.prod(self.shape)
 
     @property
     def text(self) -> str:
-        return ":".join(filter(None, (self.chip or self.kind, "x".join(map(str, self.shape)))))
+        count = f"{self.slices}x" if self.slices > 1 else ""
+        one = ":".join(filter(None, (self.chip or self.kind, "x".join(map(str, self.shape)))))
+        return count + one
 
     def axes_of(self, devices: int) -> int:
         """Axes of the torus whose links a group of so many chips has: the fewest that hold it."""
@@ -69,12 +76,15 @@ class Topology(NamedTuple):
 
 
 def parse(text: str) -> Topology:
-    """`v5p:4x4x4`, `v6e:16x16`, `cpu:8`, `gpu:h100:8`. Errors: ConfigError with what is known."""
+    """`v5p:4x4x4`, `2xv6e:16x16` (two slices), `cpu:8`, `gpu:h100:8`. Errors: ConfigError with what is known."""
     kind, _, rest = text.strip().lower().partition(":")
+    slices = 1
+    if found := re.fullmatch(r"([1-9]\d*)x(.+)", kind):
+        slices, kind = int(found[1]), found[2] if found[2] in DIMENSIONS else ""
     if kind in DIMENSIONS and re.fullmatch(r"\d+(x\d+)*", rest):
         shape = tuple(map(int, rest.split("x")))
         if len(shape) == DIMENSIONS[kind] and min(shape) > 0:
-            return Topology("tpu", kind, shape)
+            return Topology("tpu", kind, shape, slices)
         raise errors.ConfigError(
             "JI-PLAN-001",
             f"TOPOLOGY={text!r}: {kind} slices have {DIMENSIONS[kind]} dimensions, as in "
@@ -88,7 +98,8 @@ def parse(text: str) -> Topology:
         return Topology("gpu", name, (int(count or "1"),))
     raise errors.ConfigError(
         "JI-PLAN-001",
-        f"TOPOLOGY={text!r}; write v4:4x4x4, v5p:4x4x4, v5e:16x16, v6e:16x16 (any size), cpu:8, or gpu:NAME:8 with "
+        f"TOPOLOGY={text!r}; write v4:4x4x4, v5p:4x4x4, v5e:16x16, v6e:16x16 (any size), 2xv6e:16x16 (slices), cpu:8, "
+        f"or gpu:NAME:8 with "
         f"one of {', '.join(gpus)}",
     )
 
@@ -174,6 +185,6 @@ def _description(topology: Topology) -> dict:
         "topology_name": f"{name}:{'x'.join(map(str, shape))}",
         "chip_config_name": "megacore" if is_3d else "default",
         "chips_per_host_bounds": hosts,
-        "num_slices": 1,
+        "num_slices": topology.slices,
         "wrap": wrap if is_3d else (*wrap, False),
     }

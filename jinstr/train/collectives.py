@@ -35,6 +35,7 @@ BITS |= {
     "f8e5m2": 8,
 }
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BETWEEN = "between slices"  # what TPUs send over the network of their hosts; all others stay within a slice
 _ARRAY = re.compile(rf"\b({'|'.join(sorted(BITS, key=len, reverse=True))})\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
@@ -87,7 +88,7 @@ class Found(NamedTuple):
     @property
     def kinds(self) -> dict[str, Moved]:
         found: dict[str, Moved] = {}
-        for kind in KINDS:
+        for kind in (*KINDS, BETWEEN):
             for one in self.each:
                 if one.kind == kind:
                     wire = one.wire * one.times
@@ -140,6 +141,8 @@ def read(text: str) -> Found:
                 channel = re.search(r"channel_id=(\d+)", one.attributes)
                 inner = ("channel", channel[1]) if channel else (name, one.name)
                 each[inner] = _joined(each[inner], moved) if inner in each else moved
+            elif one.opcode == "send" and "megascale" in one.attributes:
+                each[name, one.name] = _between(one)
         return _Part(each, cycles, unknown)
 
     found = of(entry)
@@ -244,6 +247,23 @@ def _moved(kind: str, one: Instruction) -> Collective:
     wire = payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
     source = re.search(r'op_name="([^"]*)"', one.attributes)
     return Collective(kind, payload, wire, g, is_start, 1, source[1] if source else "")
+
+
+def _between(one: Instruction) -> Collective:
+    """What a TPU hands to its host for the other slices: each chip its own part of an array. Nothing runs beside it as
+    far as the program says; a host's network is not that of the chips, so it may.
+    """
+    payload = _bytes(one.type)[0]
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)[1]
+    target = re.search(r'_xla_megascale_target="\{([\d,:]*)\}', one.attributes)[1]
+    slices = 0
+    for part in target.split(","):
+        first, _, last = part.partition(":")
+        slices += int(last or first) - int(first) + 1
+    share = (slices - 1) / slices
+    wire = payload * (2 * share if kind == "ALL_REDUCE" else share)
+    source = re.search(r'op_name="([^"]*)"', one.attributes)
+    return Collective(BETWEEN, payload, wire, slices, False, 1, source[1] if source else "")
 
 
 def _group(attributes: str) -> int:

@@ -6,6 +6,7 @@ of a batch on one device (rows and sequence split, width not).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ FIELDS = {
 }
 
 
+BETWEEN = "gradients, between slices"
+
+
 class Shape(NamedTuple):
     """A step: the batch, and how it is cut."""
 
@@ -36,6 +40,7 @@ class Shape(NamedTuple):
     seq_len: int
     microbatches: int
     mesh: dict[str, int]  # devices along each axis
+    slices: int = 1  # that `data` is laid over
 
     @property
     def devices(self) -> int:
@@ -87,16 +92,22 @@ def temporaries(model: config_lib.DecoderConfig, shape: Shape, parameters: int) 
     P, D, F = shape.places, c.hidden_size, c.mlp_size // t
     heads, kv = c.num_heads * c.head_dim // t, c.num_kv_heads * c.head_dim // t
     gate = 2 if c.gated_mlp else 1
-    products = heads + 2 * kv + 2 * D + gate * F  # what matrix products of a layer make
+    # What products of attention and of the feed-forward part make; of the last one the backward pass needs nothing.
+    attention, mlp = heads + 2 * kv + D, gate * F
     kept = {
-        "full": D,
-        "dots": D + products,
         "none": 6 * D + 2 * (heads + 2 * kv) + heads + (2 * gate + 1) * F,
+        "minimal": D + attention + heads + mlp,
+        "dots": D + attention + mlp,
+        "attention": D + attention + heads,
+        "full": D,
+        "offload": 0,
     }[c.remat]
     layer = (flops.matmul_weights(c) - D * _vocabulary(c)) // c.num_layers // t
     # Backward pass of the feed-forward part, the dearest place: its hidden arrays and their gradients, the layer's
     # arrays that were computed again, its kernels.
-    again = 0 if c.remat == "none" else products + 4 * D
+    again = {"none": 0, "minimal": 4 * D, "attention": mlp + 4 * D, "offload": mlp + 4 * D}.get(
+        c.remat, attention + mlp + 5 * D
+    )
     working = P * ((2 * gate + 1) * F + 4 * D + again) * width + layer * width
     head = D * _vocabulary(c) // t
     logits = min(P * _vocabulary(c) // t * 4, lm.CHUNK_BYTES) * 2
@@ -116,11 +127,12 @@ def _vocabulary(c: config_lib.DecoderConfig) -> int:
 
 
 class Work(NamedTuple):
-    """FLOPs of one step on one device."""
+    """Of one step on one device: FLOPs, and bytes to its host and back."""
 
     model: float  # by the definition of train.flops, for utilisation
     products: float  # that are carried out outside attention, computing again included
     attention: float  # that are carried out in attention, in blocks that are not all masked
+    host: float = 0.0  # bytes, under remat offload
 
 
 def work(model: config_lib.DecoderConfig, shape: Shape) -> Work:
@@ -129,26 +141,37 @@ def work(model: config_lib.DecoderConfig, shape: Shape) -> Work:
     head = c.hidden_size * _vocabulary(c)
     layers = flops.matmul_weights(c) - head
     passes = 4.0 if c.lora.rank else 6.0
-    again = {"none": 0.0, "dots": 0.0, "full": 2.0}[c.remat]
-    # The last product of a layer is not needed to compute its backward pass.
-    last = c.num_layers * c.hidden_size * c.mlp_size if again else 0
-    products = places * ((passes + again) * layers - 2.0 * last + passes * head)
+    down = (
+        c.num_layers * c.hidden_size * c.mlp_size
+    )  # its product is not needed in the backward pass
+    mlp = down * (2 if c.gated_mlp else 1)
+    again = {"full": layers - down, "attention": mlp, "offload": mlp}.get(c.remat, 0)
+    products = places * (passes * layers + 2.0 * again + passes * head)
     block = min(splash.BLOCKS[0], shape.seq_len)
     seen = (shape.seq_len + block) / 2  # places that a place meets, in whole blocks
     once = 4.0 * c.num_layers * c.num_heads * c.head_dim * places * seen
     # Two products forward, five backward; forward twice where it is computed again.
-    attention = once * (3.5 + (c.remat != "none"))
+    attention = once * (3.5 + (c.remat in ("dots", "full")))
     total = flops.train_flops(c, places, places * shape.seq_len)
     n = shape.devices
-    return Work(total / n, products / n, attention / n)
+    return Work(total / n, products / n, attention / n, _host_bytes(c, shape))
+
+
+def _host_bytes(model: config_lib.DecoderConfig, shape: Shape) -> float:
+    """What remat offload moves to the host and back."""
+    if model.remat != "offload":
+        return 0.0
+    kept = temporaries(dataclasses.replace(model, remat="attention"), shape, 0)
+    return 2.0 * shape.microbatches * kept["activations that are kept"]
 
 
 def wires(model: config_lib.DecoderConfig, shape: Shape) -> dict[str, float]:
     """Bytes that cross the links of one device in a step, as few as this way of sharding can do with.
 
     FSDP: kernels of layers gathered forward and backward, those of the head once, in the compute type; gradients added
-    up once, by all-reduce in rings. Tensor: activations added up twice a layer and pass. Context: keys and values
-    gathered, their gradients added up. Embedding: by table or by what is looked up, whichever is less.
+    up once, by all-reduce in rings: within a slice, then each device its part with those of the other slices. Tensor:
+    activations added up twice a layer and pass. Context: keys and values gathered, their gradients added up. Embedding:
+    by table or by what is looked up, whichever is less.
     """
     c, m, width = model, shape.mesh, jnp.dtype(model.compute_dtype).itemsize
     D, V = c.hidden_size, _vocabulary(c)
@@ -160,8 +183,13 @@ def wires(model: config_lib.DecoderConfig, shape: Shape) -> dict[str, float]:
     trained = 0.0 if c.lora.rank else 1.0
     if m["fsdp"] > 1:
         found["kernels, gathered"] = n * ring["fsdp"] * (2 * layers + head)
-    if shape.row_devices > 1:
-        rows = (shape.row_devices - 1) / shape.row_devices
+    inside = shape.row_devices // shape.slices
+    if shape.slices > 1:
+        # The embedding's by what was looked up is kept in float32 by the TPU compiler, and a tied head's apart from it.
+        sent = (layers + head + c.vocab_size * D / m["tensor"] * 4) / inside
+        found[BETWEEN] = trained * n * 2 * (shape.slices - 1) / shape.slices * sent
+    if inside > 1:
+        rows = (inside - 1) / inside
         found["gradients, added up"] = trained * n * 2 * rows * (layers + head)
         if m["fsdp"] > 1:
             by_places = 2 * ring["fsdp"] * shape.places * D * width

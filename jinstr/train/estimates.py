@@ -18,6 +18,7 @@ class Estimate(NamedTuple):
     attention: float  # attention at the peak
     waiting: float  # wires, of collectives that nothing runs beside
     hidden: float  # wires, of those that may run beside computation
+    host: float  # between the chip and its host, which may run beside computation
     lowest: float
     highest: float
     bound_by: str
@@ -29,8 +30,10 @@ def wire_seconds(topology: chips_lib.Topology, found: collectives.Found) -> tupl
     chip = chips_lib.CHIPS[topology.chip]
     seconds = [0.0, 0.0]
     for one in found.each:
-        axes = topology.axes_of(one.devices)
-        seconds[one.hidden] += one.wire * one.times / (axes * chip.link)
+        speed = topology.axes_of(one.devices) * chip.link
+        if one.kind == collectives.BETWEEN:
+            speed = chips_lib.BETWEEN_SLICES
+        seconds[one.hidden] += one.wire * one.times / speed
     return seconds[0], seconds[1]
 
 
@@ -54,18 +57,22 @@ def by_formula(topology: chips_lib.Topology, wires: dict[str, float], work: cost
     """Without a compiler: the highest time is that of GPU_SHARE of the peak, and wires after it."""
     chip = chips_lib.CHIPS[topology.chip]
     axes = topology.axes_of(topology.size) if topology.kind == "tpu" else 1
-    waiting = sum(wires.values()) / (axes * chip.link)
+    between = wires.get(costs.BETWEEN, 0.0)
+    waiting = (sum(wires.values()) - between) / (
+        axes * chip.link
+    ) + between / chips_lib.BETWEEN_SLICES
     products, attention = work.products / chip.flops, work.attention / chip.flops
     serial = (products + attention) / GPU_SHARE + waiting
     return _estimate(chip, work, products, attention, waiting, 0.0, serial)
 
 
 def _estimate(chip, work, products, attention, waiting, hidden, serial) -> Estimate:
-    computing, wires = products + attention, waiting + hidden
-    lowest = max(computing, wires)
-    bound_by = "the wires" if wires > computing else "matrix products"
+    computing, wires, host = products + attention, waiting + hidden, work.host / chips_lib.HOST
+    names = {"matrix products": computing, "the wires": wires, "the way to the host": host}
+    bound_by = max(names, key=names.get)
+    lowest, serial = names[bound_by], serial + host
     ideal = work.model / chip.flops
     return Estimate(
-        products, attention, waiting, hidden, lowest, serial, bound_by,
+        products, attention, waiting, hidden, host, lowest, serial, bound_by,
         (ideal / serial, ideal / lowest),
     )  # fmt: skip

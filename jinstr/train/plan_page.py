@@ -15,6 +15,8 @@ def settings(result: dict) -> str:
     batch = (
         f"BATCH_TOKENS={result['rows'] * result['seq_len']} MICROBATCHES={result['microbatches']}"
     )
+    if result["slices"] > 1:
+        mesh += " MESH_SLICES=-1"
     return f"{mesh} {batch} config.DecoderConfig.remat='{result['remat']}'"
 
 
@@ -90,6 +92,7 @@ def _time(result: dict) -> Iterator[str]:
     yield (
         f"    matrix products {_ms(time['products'])} ms and attention {_ms(time['attention'])} ms at the peak; wires "
         f"{_ms(time['waiting'])} ms alone, {_ms(time['hidden'])} ms beside computation"
+        + (f"; to the host and back {_ms(time['host'])} ms" if time["host"] else "")
     )
     yield (
         f"    between {_ms(time['lowest'])} and {_ms(time['highest'])} ms, bound by {time['bound_by']}; "
@@ -145,8 +148,12 @@ def draw(found: Sequence[dict], path: pathlib.Path) -> None:
         "attention": "attention",
         "waiting": "wires",
         "hidden": "wires, beside",
+        "host": "to the host",
     }
-    parts = [{name: one["time"][key] * 1e3 for key, name in names.items()} for one in timed]
+    parts = [
+        {name: one["time"][key] * 1e3 for key, name in names.items() if one["time"][key]}
+        for one in timed
+    ]
     _bars(right, [_label(one) for one in timed], parts)
     for place, one in enumerate(timed):
         low, high = one["time"]["lowest"] * 1e3, one["time"]["highest"] * 1e3

@@ -1,5 +1,6 @@
 """jinstr plan: the compiler's figures against formulae, what does not fit, recipes of other commands."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -10,7 +11,7 @@ from jinstr import run
 from jinstr.commands import plan as plan_command
 from jinstr.models import config
 from jinstr.parallel import chips
-from jinstr.train import ahead, costs
+from jinstr.train import ahead, costs, estimates
 
 TINY = ["gin_configs/model/tiny.gin", "VOCAB_SIZE=512", "SEQ_LEN=128", "BATCH_TOKENS=2048"]
 SEVEN = ["gin_configs/model/7b.gin", "VOCAB_SIZE=32000", "SEQ_LEN=4096"]
@@ -144,6 +145,32 @@ def test_flops_by_hand():
     assert work.attention == pytest.approx(32 * 4.5 * 4 * 4096 * 4096 * (4096 + 512) / 2, rel=1e-6)
 
 
+def test_remat_is_a_ladder():
+    """Of 7B on one device: each rung keeps less than the one before it, and what it saves is computed again."""
+    shape = costs.Shape(1, 4096, 1, {"data": 1, "fsdp": 1, "context": 1, "tensor": 1})
+    seven = config.DecoderConfig(
+        vocab_size=32000, hidden_size=4096, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128,
+        mlp_size=11008, compute_dtype="bfloat16",
+    )  # fmt: skip
+    models = {remat: dataclasses.replace(seven, remat=remat) for remat in config.REMAT}
+    kept = [costs.temporaries(m, shape, 0)["activations that are kept"] for m in models.values()]
+    assert kept == sorted(kept, reverse=True) and kept[-1] == 0
+    # Inputs, query, key, value, attention and out: six arrays of the width; gate and up.
+    wide, layers = 4096 * 4096 * 2, 32
+    assert kept[1] == layers * (6 * wide + 4096 * 2 * 11008 * 2)
+    work = {remat: costs.work(model, shape) for remat, model in models.items()}
+    assert work["none"][:3] == work["minimal"][:3]
+    assert (
+        work["attention"].products - work["none"].products == layers * 4096 * 2 * 2 * 4096 * 11008
+    )
+    assert work["offload"].host == 2 * layers * 6 * wide and work["attention"].host == 0
+    # So fast a chip waits for its host.
+    tpu = chips.parse("v6e:1x1")
+    times = {remat: estimates.by_formula(tpu, {}, each) for remat, each in work.items()}
+    assert times["none"].lowest < times["attention"].lowest < times["full"].lowest
+    assert times["offload"].bound_by == "the way to the host"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,
@@ -158,3 +185,23 @@ def test_the_tpu_compiler(tmp_path):
     wires = {kind: moved["wire"] / 2**30 for kind, moved in found["collectives"].items()}
     assert wires["all-gather"] <= 23.995 and wires["all-reduce"] <= 24.235
     assert found["wire"] == pytest.approx(sum(found["wires_by_formula"].values()), rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,
+    reason="needs libtpu (pip install 'jinstr[plan]')",
+)
+@pytest.mark.parametrize("remat", ["none", "offload"])
+def test_the_tpu_compiler_with_slices(tmp_path, capsys, remat):
+    """Sums of gradients alone go between slices, each chip its part, as the formula says; offload needs less memory."""
+    words = [*TINY, "TOPOLOGY=2xv5e:2x2", "MESH_FSDP=4", f"config.DecoderConfig.remat='{remat}'"]
+    status, found = plan(tmp_path, *words, "MESH_SLICES=-1")
+    assert status == 0
+    between = found["collectives"]["between slices"]["wire"]
+    assert between == pytest.approx(found["wires_by_formula"][costs.BETWEEN], rel=0.05)
+    if remat == "none":
+        assert run.main(["plan", *words]) == 78
+        assert "MESH_SLICES=-1" in capsys.readouterr().err
+        assert run.main(["plan", *words, "MESH_SLICES=-1", "MESH_FSDP=8"]) == 78
+        assert "JI-MESH-003" in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """The decoder against itself in other forms, and against its definition by perturbation."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -188,18 +190,69 @@ def test_rope_depends_on_distance_only():
     assert abs(product(3, 10) - product(3, 11)) > 1e-3
 
 
-def test_remat_policies_give_the_same_gradient():
-    params = params_of(SMALL)
+@functools.cache
+def value_and_gradient(remat, scan_layers=True):
+    """Of the sum of squared hidden states, and the traced program."""
+    config = dataclasses.replace(SMALL, remat=remat, scan_layers=scan_layers)
     tokens, positions, segments = packed()
 
-    def gradient(policy):
-        config = dataclasses.replace(SMALL, remat=policy)
-        return jax.grad(lambda p: FORWARD(config, p, tokens, positions, segments).sum())(params)
+    def value(params):
+        return jnp.sum(decoder.forward(config, params, tokens, positions, segments) ** 2)
 
-    plain = gradient("none")
-    for policy in ("dots", "full"):
-        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(gradient(policy))):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    traced = jax.jit(jax.value_and_grad(value)).trace(params_of(SMALL))
+    return jax.device_get(traced.lower().compile()(params_of(SMALL))), traced.jaxpr
+
+
+def products(jaxpr) -> int:
+    """Matrix products of a program, those of a loop's body once."""
+    inner = [each for eqn in jaxpr.eqns for each in jax.extend.core.jaxprs_in_params(eqn.params)]
+    return sum(e.primitive.name == "dot_general" for e in jaxpr.eqns) + sum(map(products, inner))
+
+
+# Beyond those of `none`: scores and what they weigh; gate, up; query, key, value, out.
+AGAIN = {
+    "none": 0,
+    "minimal": 1,
+    "dots": 2,
+    "attention": 1 + 2,
+    "full": 2 + 2 + 4,
+    "offload": 1 + 2,
+}
+
+
+@pytest.mark.parametrize("remat", AGAIN)
+def test_remat_changes_what_is_computed_again_and_nothing_else(remat):
+    plain, kept = value_and_gradient("none")
+    found, traced = value_and_gradient(remat)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max())
+    assert products(traced.jaxpr) - products(kept.jaxpr) == AGAIN[remat]
+    assert ("<host>" in str(traced)) == (remat == "offload")
+
+
+def test_every_remat_is_tested_and_another_parameter_has_another_gradient():
+    assert list(AGAIN) == list(config_lib.REMAT)
+    tokens, positions, segments = packed(seed=1)
+    (_, gradient), _ = value_and_gradient("none")
+    other = jax.grad(lambda p: jnp.sum(FORWARD(SMALL, p, tokens, positions, segments) ** 2))
+    differs = [
+        np.abs(a - b).max() > 1e-3 * np.abs(b).max()
+        for a, b in zip(jax.tree.leaves(other(params_of(SMALL))), jax.tree.leaves(gradient))
+    ]
+    assert all(differs)
+
+
+@pytest.mark.parametrize(
+    "remat", ["none", pytest.param("minimal", marks=pytest.mark.slow), "offload"]
+)
+def test_unrolled_layers_have_the_gradient_of_the_loop(remat):
+    for a, b in zip(
+        jax.tree.leaves(value_and_gradient(remat, scan_layers=False)[0]),
+        jax.tree.leaves(value_and_gradient("none")[0]),
+        strict=True,
+    ):
+        # The loop adds up a layer's gradients in another order.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max())
 
 
 def test_config_round_trip_and_refusals():

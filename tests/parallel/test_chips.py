@@ -22,11 +22,36 @@ def test_names(text, kind, chip, shape):
 
 
 @pytest.mark.parametrize(
-    "text", ["v5p:4x4", "v5e:4x4x4", "v7:2x2", "gpu:b100:8", "cpu", "cpu:0", "v6e:0x4", ""]
+    "text",
+    [
+        "v5p:4x4",
+        "v5e:4x4x4",
+        "v7:2x2",
+        "gpu:b100:8",
+        "cpu",
+        "cpu:0",
+        "v6e:0x4",
+        "",
+        "0xv6e:4x4",
+        "2xcpu:8",
+    ],
 )
 def test_unknown_names_are_refused(text):
     with pytest.raises(errors.ConfigError, match="JI-PLAN-001"):
         chips.parse(text)
+
+
+def test_several_slices():
+    two = chips.parse("2xv6e:4x4")
+    assert (two.chip, two.shape, two.slices, two.size, two.text) == (
+        "v6e",
+        (4, 4),
+        2,
+        32,
+        "2xv6e:4x4",
+    )
+    assert chips._description(two)["num_slices"] == 2
+    assert chips.parse(chips.parse("v6e:4x4").text).slices == 1
 
 
 def test_axes_whose_links_a_group_has():

@@ -222,7 +222,15 @@ def test_looking_up_is_the_same_either_way(axes, places, monkeypatch):
     assert ("all-to-all" in kinds) == (places == 1), kinds
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize(
+    "remat",
+    [
+        "none",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("minimal", "dots", "attention")),
+        "full",
+        "offload",
+    ],
+)
 def test_kernels_are_gathered_once_a_pass(remat):
     """Of every layer forward and backward, held by none in between; the head once, the embedding looked up in parts.
 

@@ -83,6 +83,29 @@ def test_two_operations_with_channels_of_their_own_are_two():
     assert moved == collectives.Moved(2, 512, 384, 0)
 
 
+def test_what_goes_between_slices():
+    """As the TPU compiler writes it: each chip hands its part to its host; what is received is not sent once more."""
+    sent = """
+  %ready = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.1_0"}
+  %send = (bf16[512,8,128]{2,1,0}, u32[], token[]) send(%a, %ready), channel_id=7, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:7}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (bf16[512,8,128]{2,1,0}, u32[], token[]) recv(%ready), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:7}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+"""
+    text = TEXT.replace("BOUND", "8").replace("  %zero =", sent + "  %zero =")
+    found = collectives.read(text)
+    size = 512 * 8 * 128 * 2
+    assert found.kinds[collectives.BETWEEN] == collectives.Moved(1, size, size, 0)  # 2 · 1/2
+    assert found.kinds["all-gather"].count == 1  # whose channel has the same number
+    four = collectives.read(text.replace("{1,2}x", "{1:3,5}x")).kinds[collectives.BETWEEN]
+    assert four == collectives.Moved(1, size, 1.5 * size, 0)  # 2 · 3/4
+    # Negative control: what a program sends its host for other ends.
+    other = collectives.read(text.replace("megascale", "something"))
+    assert collectives.BETWEEN not in other.kinds
+
+
 def test_a_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         collectives.read("HloModule x\n")
