@@ -1,25 +1,27 @@
-"""`jinstr bench`: speed of training steps, decoding and loading, as ratios measured in one process."""
+"""`jinstr bench`: speed of training steps, decoding, attention and data, as ratios measured in one process."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jinstr import errors
 from jinstr.data import loader as loader_lib
 from jinstr.data import prepared as prepared_lib
 from jinstr.decode import sampler as sampler_lib
+from jinstr.models import attention, decoder
 from jinstr.models import config as config_lib
-from jinstr.models import decoder
 from jinstr.parallel import mesh as mesh_lib
 from jinstr.train import flops
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
 
-LOADER_SECONDS = 2.0  # at least, of reading batches
+READ_SECONDS = 2.0  # at least, of reading batches
 
 
 def bench(
@@ -35,21 +37,28 @@ def bench(
     batches: tuple[int, ...],
     prompt_tokens: int,
     new_tokens: int,
+    attention_shapes: tuple[tuple[int, int, int], ...],
     data: str,
 ) -> dict:
     """Measure and print; returns the figures.
 
-    what: train | decode | loader. train: model FLOP/s (facts in train.flops) of a step on random tokens over the matrix
-    product ceiling, measured before every step. decode: tokens per second of greedy decoding for each batch size in
-    `batches`. loader: tokens per second of reading the prepared set in folder `data`, without a model.
+    what: train | decode | attention | data. train: model FLOP/s (facts in train.flops) of a step on random tokens over
+    the matrix product ceiling, measured before every step. decode: tokens per second of greedy decoding for each batch
+    size in `batches`. attention: every implementation that this machine has, forward and with the backward pass, for
+    each (rows, places, query heads) in `attention_shapes`, over the ceiling and over the reference, in turns. data:
+    tokens per second of reading the prepared set in folder `data`, without a model.
     """
     if what == "train":
         return _train(model, optimizer, mesh_lib.make_mesh(mesh), rules, seq_len, batch_rows, steps)
     if what == "decode":
         return _decode(model, batches, prompt_tokens, new_tokens, steps)
-    if what == "loader":
-        return _loader(data, seq_len, batch_rows, steps)
-    raise errors.ConfigError("JI-BENCH-001", f"WHAT={what!r}; allowed: train, decode, loader")
+    if what == "attention":
+        return _attention(model, attention_shapes, steps)
+    if what == "data":
+        return _data(data, seq_len, batch_rows, steps)
+    raise errors.ConfigError(
+        "JI-BENCH-001", f"WHAT={what!r}; allowed: train, decode, attention, data"
+    )
 
 
 def _quartiles(values: list[float]) -> str:
@@ -141,7 +150,77 @@ def _decode(model, batches, prompt_tokens: int, new_tokens: int, tries: int) -> 
     return found
 
 
-def _loader(data: str, seq_len: int, batch_rows: int, steps: int) -> dict:
+def _attention(model, shapes: tuple[tuple[int, int, int], ...], rounds: int) -> dict:
+    found = {}
+    for rows, places, heads in shapes:
+        kv_heads, rest = divmod(heads * model.num_kv_heads, model.num_heads)
+        if rest or not kv_heads:
+            raise errors.ConfigError(
+                "JI-BENCH-002",
+                f"ATTENTION_SHAPES: {heads} query heads do not go into groups of "
+                f"{model.num_heads // model.num_kv_heads}, as those of the model",
+            )
+        name = f"{rows} rows of {places} places, {heads} heads ({kv_heads} of keys) of {model.head_dim}"
+        print(name)
+        found[name] = _attention_of(model, rows, places, heads, kv_heads, max(3, rounds))
+    return found
+
+
+def attention_calls(model, rows: int, places: int, heads: int, kv_heads: int) -> dict[str, tuple]:
+    """Implementation → (forward, forward and backward), compiled, on random values in rows of one text."""
+    dtype = decoder.compute_dtype(model)
+    draw = np.random.default_rng(0)
+    sizes = (heads, kv_heads, kv_heads, heads)
+    q, k, v, weights = (
+        jnp.asarray(draw.normal(size=(rows, places, n, model.head_dim)), dtype) for n in sizes
+    )
+    positions = jnp.tile(jnp.arange(places), (rows, 1))
+    segments = jnp.ones_like(positions)
+
+    def calls(implementation: str) -> tuple[Callable, Callable]:
+        def forward(q, k, v):
+            return attention.attend(
+                q, k, v, positions, positions, segments, segments, scale=model.head_dim**-0.5,
+                softcap=model.attention_softcap, implementation=implementation,
+            )  # fmt: skip
+
+        both = jax.jit(jax.value_and_grad(lambda *qkv: (forward(*qkv) * weights).sum(), (0, 1, 2)))
+        return functools.partial(jax.jit(forward), q, k, v), functools.partial(both, q, k, v)
+
+    return {name: calls(name) for name in attention.here(places)}
+
+
+def _attention_of(model, rows: int, places: int, heads: int, kv_heads: int, rounds: int) -> dict:
+    calls = attention_calls(model, rows, places, heads, kv_heads)
+    for pair in calls.values():
+        for call in pair:
+            timed(call)
+    # By the definition of train.flops: what is masked does not count.
+    work = 2.0 * heads * model.head_dim * rows * places**2
+    seconds = {name: np.empty((rounds, 2)) for name in calls}
+    ceilings = np.empty(rounds)
+    for i in range(rounds):
+        ceilings[i] = flops.matmul_ceiling(decoder.compute_dtype(model), tries=1)
+        for name, pair in calls.items():
+            seconds[name][i] = [timed(call) for call in pair]
+    found = {}
+    for name, taken in seconds.items():
+        found[name] = {}
+        for kind, column, passes in (("forward", 0, 1), ("forward and backward", 1, 3)):
+            share = passes * work / taken[:, column] / ceilings
+            faster = seconds["xla"][:, column] / taken[:, column]
+            found[name][kind] = {
+                "seconds": float(np.median(taken[:, column])),
+                "share_of_ceiling": float(np.median(share)),
+                "times_xla": float(np.median(faster)),
+            }
+            print(f"    {name}, {kind}: {_quartiles(list(taken[:, column] * 1e3))} ms")
+            print(f"        share of the ceiling: {_quartiles(list(share))}")
+            print(f"        times as fast as xla: {_quartiles(list(faster))}")
+    return found
+
+
+def _data(data: str, seq_len: int, batch_rows: int, steps: int) -> dict:
     source = prepared_lib.PreparedSource(path=data, name="bench")
     config = loader_lib.LoaderConfig(seq_len=seq_len, batch_rows=batch_rows)
     loader = loader_lib.Loader((source,), config)
@@ -149,9 +228,9 @@ def _loader(data: str, seq_len: int, batch_rows: int, steps: int) -> dict:
     tokens = step = 0
     before = time.perf_counter()
     # Steps are so short that ten of them measure the first touch of the files.
-    while step < steps or time.perf_counter() - before < LOADER_SECONDS:
+    while step < steps or time.perf_counter() - before < READ_SECONDS:
         step += 1
         tokens += int((loader.read(step)["segment_ids"] > 0).sum())
     rate = tokens / (time.perf_counter() - before)
-    print(f"loader: {rate / 1e6:.2f} M tokens/s ({step} steps of {batch_rows} × {seq_len})")
+    print(f"reading: {rate / 1e6:.2f} M tokens/s ({step} steps of {batch_rows} × {seq_len})")
     return {"tokens_per_second": rate}
