@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jinstr.models import splash
+from jinstr.models import splash, triton
 from jinstr.parallel import mesh as mesh_lib
 
 # Not -inf: a fully masked row (padding in a cache) must stay finite.
@@ -105,8 +105,9 @@ _softmax_product.defvjp(_softmax_product_forward, _softmax_product_backward)
 
 def here(places: int) -> tuple[str, ...]:
     """Implementations that the devices of this process have for rows of so many places, on one device."""
-    can = jax.default_backend() == "tpu" and splash.can(places, mesh_lib.AxisRules())
-    return ("xla", "blocked", "splash") if can else ("xla", "blocked")
+    kernels = {"tpu": ("splash", splash.can), "gpu": ("triton", triton.can)}
+    name, can = kernels.get(jax.default_backend(), ("", lambda *_: False))
+    return ("xla", "blocked", *([name] if can(places, mesh_lib.AxisRules()) else []))
 
 
 def attend(
@@ -127,16 +128,17 @@ def attend(
 ) -> jax.Array:
     """Attention output [B, T, N, H] in the type of v. Branches need T == S, as there is none in a cache.
 
-    `blocked` and `splash` need T == S and keys in the order of the queries (training, no cache): a block of queries
-    then never sees later keys, so those products are not computed at all. Same values as `xla` up to rounding. The
-    kernel of `splash` knows no branches: rows that have them are computed as `blocked`. `auto` is `splash` on TPU where
-    there is neither a window nor a row of an odd length or split over devices, else `blocked`.
+    `blocked`, `splash` and `triton` need T == S and keys in the order of the queries (training, no cache): a block of
+    queries then never sees later keys, so those products are not computed at all. Same values as `xla` up to rounding.
+    The kernels of `splash` and `triton` know no branches: rows that have them are computed as `blocked`. `auto` is
+    `splash` on TPU where there is neither a window nor a row of an odd length or split over devices, else `blocked`.
     """
     if implementation == "auto":
         can = isinstance(window, int) and not window and splash.can(q_BTNH.shape[1], rules)
         implementation = "splash" if jax.default_backend() == "tpu" and can else "blocked"
-    if implementation == "splash" and branches_BT is None:
-        return splash.attend(
+    if implementation in ("splash", "triton") and branches_BT is None:
+        kernel = splash if implementation == "splash" else triton
+        return kernel.attend(
             q_BTNH, k_BSKH, v_BSKH, segments_BT, scale=scale, softcap=softcap, rules=rules
         )
     if implementation == "xla" or q_BTNH.shape[1] <= BLOCK:

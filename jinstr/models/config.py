@@ -115,7 +115,8 @@ class DecoderConfig:
     layer_pattern: str = "global"  # e.g. "local,global", repeated over the layers
     scan_layers: bool = True  # one compiled block for all layers; False unrolls (same parameters)
     remat: str = "none"  # a name of REMAT: what the backward pass computes again
-    # auto (splash on TPU where it can, else blocked) | xla (reference) | blocked (skips what is masked) | splash
+    # auto (splash on TPU where it can, else blocked) | xla (reference) | blocked (skips what is masked) | splash |
+    # triton (CUDA GPUs; to be compared by `jinstr bench WHAT=attention`)
     attention: str = "auto"
     compute_dtype: str = "auto"  # auto = bfloat16 on accelerators, float32 on CPU
     param_dtype: str = "float32"
@@ -129,7 +130,7 @@ class DecoderConfig:
             "activation": ("silu", "gelu", "gelu_tanh"),
             "rope_scaling": ("", "linear", "llama3"),
             "remat": tuple(REMAT),
-            "attention": ("auto", "xla", "blocked", "splash"),
+            "attention": ("auto", "xla", "blocked", "splash", "triton"),
             "heads": ("language", "score", "both"),
         }
         for field, allowed in choices.items():
@@ -149,10 +150,10 @@ class DecoderConfig:
                     "JI-MODEL-003", f"layer_pattern {self.layer_pattern!r}: only global and local"
                 )
 
-        if self.attention == "splash" and any(self.local_layers):
+        if self.attention in ("splash", "triton") and any(self.local_layers):
             raise errors.ConfigError(
                 "JI-MODEL-009",
-                "attention = 'splash' knows no window, but this model has local layers; take 'blocked'",
+                f"attention = {self.attention!r} knows no window, but this model has local layers; take 'blocked'",
             )
 
     @property
@@ -198,7 +199,7 @@ class ExecutionConfig:
 
     scan_layers: bool = True  # one compiled block for all layers; False unrolls
     remat: str = "none"  # none | minimal | dots | attention | full | offload
-    attention: str = "auto"  # auto | xla | blocked | splash (TPU)
+    attention: str = "auto"  # auto | xla | blocked | splash (TPU) | triton (GPU)
     compute_dtype: str = "auto"  # auto | bfloat16 | float32
     lora: LoraConfig = LoraConfig()  # what is trained in place of the model, if anything
 
