@@ -65,6 +65,25 @@ def test_two_processes_are_one_run(world):
     )  # one of them speaks
 
 
+@pytest.mark.slow
+def test_two_processes_as_two_slices(world):
+    """Replicas in two groups of two devices, kernels split within each."""
+    place, settings = world.folder, dict(NUM_STEPS=3, MESH_FSDP=2)
+    words = [
+        several.words(place, "pretrain", "whole", **settings),
+        several.words(place, "pretrain", "slices", MESH_SLICES=2, **settings),
+    ]
+    runs = [several.Run(world, words[0], 1, 4), several.Run(world, words[1], 2, 2)]
+    for run in runs:
+        run.done()
+    found, wanted = several.losses(place / "slices"), several.losses(place / "whole")
+    assert differences(found, wanted).max() <= RELATIVE and len(found) == 3
+    assert several.digests(place / "slices") == several.digests(place / "whole")
+    # One process is no two slices.
+    alone = several.Run(world, [*words[1], f"RUN_DIR={place}/alone"], 1, 4)
+    assert alone.end() == [78] and "JI-MESH-004" in alone.text()
+
+
 @pytest.fixture(scope="module")
 def base(world):
     """The world with a model of one step, to tune."""
