@@ -22,7 +22,6 @@ _LOST = (
     "Connection reset by peer",
     "Socket closed",
     "heartbeat",
-    "DATA_LOSS",
 )
 _UNWRITABLE = (errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
 
@@ -41,7 +40,8 @@ def _is(error: BaseException, code: int) -> bool:
 def of_peer(error: BaseException) -> errors.PeerError | None:
     """The error as that of a lost process, or None where it is something else. For a run of several processes."""
     text = " ".join(str(error).split())
-    if not any(sign in text for sign in _LOST):
+    # Of a server of rewards or of models, the system tells.
+    if isinstance(error, OSError) or not any(sign in text for sign in _LOST):
         return None
     return errors.PeerError(
         "JI-PEER-004",

@@ -38,3 +38,12 @@ def test_what_is_known(error, kind, words):
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("y"), FileNotFoundError(2, "no", "f")])
 def test_defects_keep_their_traceback(error):
     assert failures.of_machine(error) is None
+
+
+def test_a_lost_process_is_told_from_other_errors():
+    gone = "INTERNAL: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:3124"
+    found = failures.of_peer(ValueError(gone))
+    assert found.exit_code == 76 and "JI-PEER-004" in str(found) and "all-reduce" in str(found)
+    assert failures.of_peer(ValueError("a shape is wrong")) is None
+    # A server of rewards that closes a connection is no process of the run.
+    assert failures.of_peer(ConnectionResetError(104, "Connection reset by peer")) is None

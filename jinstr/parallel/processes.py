@@ -164,14 +164,19 @@ def _by_open_mpi(environment: Mapping[str, str]) -> Address | None:
     return _placed(f"{name}:{_port(job // _PORTS)}", total, own, local or 0, beside or 1, "mpirun")
 
 
-def _by_tpu() -> Address | None:
-    """The hosts of a TPU slice, as their metadata tell; asked only where this machine has a TPU that is to be used."""
+def _has_tpu() -> bool:
     import jax
     from jax._src import cloud_tpu_init
+
+    return cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (jax.config.jax_platforms or "")
+
+
+def _by_tpu() -> Address | None:
+    """The hosts of a TPU slice, as their metadata tell; asked only where this machine has a TPU that is to be used."""
+    if not _has_tpu():
+        return None
     from jax._src.clusters import cloud_tpu_cluster
 
-    if not cloud_tpu_init.running_in_cloud_tpu_vm or "tpu" not in (jax.config.jax_platforms or ""):
-        return None
     for cluster in (cloud_tpu_cluster.GkeTpuCluster, cloud_tpu_cluster.GceTpuCluster):
         if not cluster.is_env_present():
             continue

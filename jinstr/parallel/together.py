@@ -195,7 +195,7 @@ def joined(batch: dict, places: Sequence[int] | None, rows: int) -> dict[str, np
 
 
 class Votes:
-    """A number of each process, of which all hear the largest, one call later: no process waits for its device."""
+    """A number of each process, of which all hear the largest."""
 
     def __init__(self):
         devices = np.array(jax.devices())
@@ -205,9 +205,11 @@ class Votes:
         self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._last: jax.Array | None = None
 
-    def cast(self, value: int) -> int:
-        """Give this process's number; returns the largest of those of the call before, 0 at the first."""
+    def cast(self, value: int, wait: bool) -> int:
+        """Give this process's number; returns the largest. Without waiting for the devices, that of the call before (0
+        at the first)."""
         own = np.full(1, value, np.int32)
         numbers = jax.make_array_from_callback((self._size,), self._sharding, lambda index: own)
         before, self._last = self._last, self._largest(numbers)
+        before = self._last if wait else before
         return 0 if before is None else int(before)

@@ -234,7 +234,7 @@ class Boundary:
         """
         self._checkpointer.check()
         is_last = number == self._config.iterations
-        asked_to_stop = bool(self._signals.asked()) and not is_last
+        asked_to_stop = bool(self._signals.asked(wait=True)) and not is_last
         if self._checkpointer.is_due(number) or is_last or asked_to_stop:
             self._watch.beat("save")
             self._check_replicas(states[0]["params"], number)

@@ -345,7 +345,7 @@ def places_here(mesh: Mesh, rules: mesh_lib.AxisRules, rows: int) -> Sequence[in
     parts = mesh_lib.devices_along(mesh, rules.batch)
     if rows % parts:
         raise errors.ConfigError(
-            "JI-MESH-003",
+            "JI-MESH-006",
             f"{rows} rows in a batch do not divide over the {parts} devices that share them; change BATCH_TOKENS",
         )
     return together.rows_here(mesh_lib.batch_sharding(mesh, rules), rows)

@@ -104,9 +104,11 @@ class Signals:
             _tell("ended while compiling; no step was trained since the start, so nothing is lost")
             _end()
 
-    def asked(self) -> str:
-        """The signal that asked to stop, or "". Of several processes, one that reached any of them by the time of the
-        call before: they call this alike, and hear the same."""
+    def asked(self, wait: bool = False) -> str:
+        """The signal that asked to stop, or "".
+
+        Of several processes, one that any of them got: they call this alike, and hear the same. wait: for the devices,
+        to hear of it at once and not one call later."""
         if processes.count() == 1:
             return self.name
         if self._votes is None:
@@ -116,7 +118,7 @@ class Signals:
 
             self._votes = together.Votes()
         own = signal.Signals[self.name] if self.name else 0
-        if (heard := self._votes.cast(own)) and not self.name:
+        if (heard := self._votes.cast(own, wait)) and not self.name:
             self.name = signal.Signals(heard).name
             _tell(f"{self.name} to another process: saving and ending")
         return self.name if heard else ""

@@ -49,10 +49,10 @@ def write_json(path: pathlib.Path, value) -> None:
 
 def incident(run_dir: pathlib.Path, step: int, kind: str, message: str, **facts) -> None:
     """Tell, loudly and in RUN_DIR/incidents.jsonl, of something that a run survived but that people should know of."""
+    if processes.index():  # the first of several tells of what all of them find
+        return
     print(f"jinstr: {kind} at step {step}: {message}", file=sys.stderr, flush=True)
     line = {"step": step, "kind": kind, "message": message} | facts
-    if processes.index():  # the first of several writes down what all of them find
-        return
     try:
         with (pathlib.Path(run_dir) / "incidents.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

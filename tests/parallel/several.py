@@ -189,6 +189,8 @@ def words(place: pathlib.Path, command: str, name: str, **settings) -> list[str]
             PROMPT_LENGTH=64, ROLLOUT_ROWS=16, EVAL_PROMPTS=4, SAVE_EVERY=1, SCAN_LAYERS=False, REWARD_WORKERS=1,
             REWARD="some_rewards:short", LEARNING_RATE=1e-3,
         )  # fmt: skip
+    if command == "reward":
+        del fixed["SAMPLES"]
     files = ["model.gin"] if command == "pretrain" else []
     return [command, *files, *(f"{key}={value}" for key, value in (fixed | settings).items())]
 

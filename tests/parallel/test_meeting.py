@@ -1,5 +1,8 @@
 """Where the processes of a run find each other, by the variables of launchers; nothing is started here."""
 
+import http.server
+import threading
+
 import pytest
 
 from jinstr import errors
@@ -83,3 +86,47 @@ def test_mpirun_of_open_mpi():
 def test_without_a_launcher_a_process_is_alone():
     assert found({}) is None and found({"TPU_WORKER_ID": "1"}) is None
     assert (processes.count(), processes.index(), processes.client()) == (1, 0, None)
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """The metadata server of a TPU machine: a dict of what it tells."""
+    told = {"tpu-env": ""}
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            name = self.path.rpartition("/")[2]
+            self.send_response(200 if name in told else 404)
+            self.end_headers()
+            self.wfile.write(told.get(name, "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    monkeypatch.setattr(processes, "_has_tpu", lambda: True)
+    monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
+    yield told
+    server.shutdown()
+
+
+def test_the_hosts_of_a_tpu_slice(metadata):
+    metadata |= {
+        "agent-worker-number": "1",
+        "worker-network-endpoints": "a:1:127.0.0.1,b:2:127.0.0.2",
+    }
+    assert processes._by_tpu()[:4] == ("127.0.0.1:8482", 2, 1, None)
+    metadata["worker-network-endpoints"] = "a:1:127.0.0.1"  # a single host
+    metadata["agent-worker-number"] = "0"
+    assert processes._by_tpu() is None
+
+
+def test_the_pods_of_a_tpu_slice(metadata, monkeypatch):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "127.0.0.3,127.0.0.4,127.0.0.5")
+    monkeypatch.setenv("TPU_WORKER_ID", "2")
+    assert processes._by_tpu()[:4] == ("127.0.0.3:8482", 3, 2, None)
+    monkeypatch.setattr(processes, "_has_tpu", lambda: False)
+    assert processes._by_tpu() is None  # JAX_PLATFORMS=cpu, or no TPU: nobody is asked
