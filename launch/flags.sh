@@ -80,3 +80,14 @@ chip_flags() {
       ;;
   esac
 }
+
+# show_command COMMAND WORDS…: prints it, with the variables that these scripts set.
+show_command() {
+  local variable
+  for variable in JAX_PLATFORMS XLA_FLAGS LIBTPU_INIT_ARGS XLA_PYTHON_CLIENT_MEM_FRACTION JAX_OPTIMIZATION_LEVEL \
+    CUDA_DEVICE_MAX_CONNECTIONS NCCL_NVLS_ENABLE TF_CPP_MIN_LOG_LEVEL; do
+    if [ -n "${!variable:-}" ]; then printf '%s=%q \\\n' "$variable" "${!variable}"; fi
+  done
+  printf '%q ' "$@"
+  echo
+}

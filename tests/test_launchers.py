@@ -218,6 +218,9 @@ def test_a_gpu_node_has_the_flags_of_its_gpus(place):
     assert "pipelined" in told(**one, JINSTR_PROCESSES="2")  # each of two hosts has one
     assert "pipelined" in told(NAME="NVIDIA H100 80GB HBM3", CUDA_VISIBLE_DEVICES="3,5")
     assert told(NAME="NVIDIA GeForce RTX 4090") == ""
+    script = place / "launch" / "local_gpu.sh"
+    shown = bash(place, script, "--print", "sft", NAME="NVIDIA H200", XLA_FLAGS="").stdout
+    assert "pipelined" in shown and (place / "flags").read_text("utf-8").strip() == ""  # not run
 
 
 SBATCH = """
