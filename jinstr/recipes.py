@@ -255,11 +255,17 @@ def _of_other_commands(scan: Scan) -> set[str]:
     }
 
 
-def not_asked(command: str, scan: Scan) -> list[str]:
-    """Macros that another command's file requires and this one, which reads a part of its recipe, does not."""
+def implied(command: str, scan: Scan) -> dict[str, str]:
+    """Macros of a command that reads recipes of others, as these leave or make them: "" where the other command's file
+    requires one and this one does not; WHAT, where it is not said, is the command that the recipe is for."""
     if command not in READERS:
-        return []
-    return [name for name in _of_other_commands(scan) if scan.statements[name].value == REQUIRED]
+        return {}
+    found = {n: "" for n in _of_other_commands(scan) if scan.statements[n].value == REQUIRED}
+    run = scan.defaults.parent
+    others = [path.stem for path in scan.files if path.parent == run and path != scan.defaults]
+    if others and not scan.statements["WHAT"].value:
+        found["WHAT"] = others[-1]
+    return found
 
 
 def _why_unused(macro: Statement, scan: Scan, used: set[str]) -> str:

@@ -199,7 +199,8 @@ def resolve(request: cli.Request, entry: Callable[..., Any]) -> dict[str, Any]:
     recipes.check_macros(request.command, scan)
     gin.clear_config()
     bindings = [f"{name} = {value!r}" for name, value in request.overrides.items()]
-    bindings += [f"{name} = ''" for name in recipes.not_asked(request.command, scan)]
+    implied = recipes.implied(request.command, scan)
+    bindings += [f"{name} = {value!r}" for name, value in implied.items()]
     try:
         gin.parse_config_files_and_bindings(files, bindings)
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError) as error:

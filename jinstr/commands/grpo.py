@@ -81,9 +81,9 @@ def grpo(
     own = boundary.open_policy(run_dir, init, "language", template, execution)
     model, base = own.model, own.base
     prompts = boundary.open_prompts(questions, own, seed)
-    opened = rewards_shared.open_rewards(reward, module)
 
     devices = mesh_lib.make_mesh(mesh)
+    opened = rewards_shared.open_rewards(reward, module, devices, rules)
     transform = optimizer_lib.make_optimizer(optimizer, config.iterations * config.updates)
     abstract = state_lib.abstract_state(
         model, transform, devices, rules, ema=optimizer.ema_decay > 0
@@ -105,7 +105,7 @@ def grpo(
         model, optimizer, transform, devices, rules, abstract, config.microbatches, frozen,
         objectives.policy_objective(model, loss, rollout.temperature, rules),
     )  # fmt: skip
-    logps = practice.make_logps(model, rollout.temperature, rules)
+    logps = practice.make_logps(model, rollout.temperature, rules, devices)
     place = functools.partial(state_lib.place_batch, mesh=devices, rules=rules)
     write = boundary.make_write(own, rollout, devices, rules)
     flight = recorder.Recorder(

@@ -14,6 +14,8 @@ from jinstr.models import config as config_lib
 from jinstr.models import decoder, splash
 from jinstr.parallel import chips as chips_lib
 from jinstr.parallel import mesh as mesh_lib
+from jinstr.rlhf import ahead as practice_lib
+from jinstr.rlhf import shapes as shapes_lib
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import ahead, base, costs, estimates, plan_page, storage
 from jinstr.train import optimizer as optimizer_lib
@@ -24,6 +26,7 @@ NEAREST = 4  # smaller settings that are compiled before giving up
 
 def plan(
     *,
+    what: str,
     topology: str,
     search: bool,
     compiles: int,
@@ -33,6 +36,8 @@ def plan(
     tokenizer: str,
     init: str,
     model: config_lib.DecoderConfig,
+    execution: config_lib.ExecutionConfig,
+    practice: shapes_lib.PracticeShape,
     optimizer: optimizer_lib.OptimizerConfig,
     mesh: mesh_lib.MeshConfig,
     rules: mesh_lib.AxisRules,
@@ -41,7 +46,8 @@ def plan(
     num_steps: int,
     microbatches: int,
 ) -> dict:
-    """Compile the training step of a recipe for `topology` and print what it takes; returns the figures.
+    """Compile the training step of a recipe for `topology` and print what it takes; returns the figures. Of ppo and
+    grpo (what): all that an iteration runs.
 
     TPUs by their own compiler, CPUs by theirs (bytes of arguments and collectives are exact, memory is not that of an
     accelerator), GPUs by formula. Errors: ConfigError for a topology, mesh or batch that cannot be, and where nothing
@@ -50,8 +56,17 @@ def plan(
     chips_lib.use_cpu()
     place = chips_lib.parse(topology)
     sizes = mesh_lib.sizes(mesh, place.size)
+    model = shape_of(model, vocab_size, tokenizer, init)
+    model = dataclasses.replace(model, remat=execution.remat or model.remat)
+    if what in shapes_lib.KINDS:
+        if search:
+            raise errors.ConfigError(
+                "JI-PLAN-009",
+                f"SEARCH=True looks for settings of a training step, not of WHAT={what}",
+            )
+        return practised(what, place, model, practice, optimizer, mesh, rules, out)
     shape = costs.Shape(batch_tokens // seq_len, seq_len, microbatches, sizes, place.slices)
-    model = computed(shape_of(model, vocab_size, tokenizer, init), place, shape)
+    model = computed(model, place, shape)
     check(shape, batch_tokens)
     devices = None if place.kind == "gpu" else chips_lib.devices(place)
     budget = tokens or float(num_steps) * batch_tokens
@@ -70,10 +85,57 @@ def plan(
             found += nearest(job, model, shape, result)
             result = result | {"nearest": found[1] if len(found) > 1 else None}
     if out:
-        path = pathlib.Path(out)
-        storage.write_json(path.with_name(path.name + ".json"), result)
-        plan_page.draw(found, path.with_name(path.name + ".png"))
-        print(f"{path}.json, {path}.png")
+        _write(out, result, found)
+    return result
+
+
+def _write(out: str, result: dict, found: list[dict]) -> None:
+    path = pathlib.Path(out)
+    storage.write_json(path.with_name(path.name + ".json"), result)
+    plan_page.draw(found, path.with_name(path.name + ".png"))
+    print(f"{path}.json, {path}.png")
+
+
+def practised(
+    kind: str,
+    place: chips_lib.Topology,
+    model: config_lib.DecoderConfig,
+    shape: shapes_lib.PracticeShape,
+    optimizer: optimizer_lib.OptimizerConfig,
+    mesh: mesh_lib.MeshConfig,
+    rules: mesh_lib.AxisRules,
+    out: str,
+) -> dict:
+    """Compile and print all that an iteration of PPO or GRPO runs; returns the figures."""
+    if place.kind == "gpu":
+        raise errors.ConfigError(
+            "JI-PLAN-009",
+            f"WHAT={kind} is compiled, and nothing is compiled for {place.text}; jinstr {kind} --dry_run tells the "
+            "memory of these devices by formula",
+        )
+    devices = mesh_lib.make_mesh(mesh, chips_lib.devices(place))
+    models = shapes_lib.models_of(kind, _computed_in(model, place), shape)
+    print(
+        f"{decoder.count_params(model):,} parameters on {place.text} ({place.size} chips), {by(place)}"
+    )
+    with tqdm.tqdm(total=0, bar_format="compile: {desc}", leave=False, disable=None) as bar:
+        found = practice_lib.planned(
+            kind,
+            models,
+            shape,
+            optimizer,
+            shapes_lib.Place(devices, rules),
+            bar.set_description_str,
+        )
+    there = chips_lib.CHIPS[place.chip].memory if place.chip else 0.0
+    result = {
+        "what": kind, "topology": place.text, "by": by(place), "mesh": dict(devices.shape), "remat": model.remat,
+        "shape": dataclasses.asdict(shape), "memory_there": there, "most": chips_lib.FITS,
+        "fits": not there or found["peak"] <= chips_lib.FITS * there,
+    } | found  # fmt: skip
+    print("\n".join(plan_page.practice_lines(result)))
+    if out:
+        _write(out, result, plan_page.practice_bars(result))
     return result
 
 
@@ -124,14 +186,21 @@ def computed(
     model: config_lib.DecoderConfig, place: chips_lib.Topology, shape: costs.Shape
 ) -> config_lib.DecoderConfig:
     """The model as it is computed there: what is `auto` goes by the chip and not by this machine."""
-    dtype, attention = model.compute_dtype, model.attention
-    if dtype == "auto":
-        dtype = "float32" if place.kind == "cpu" else "bfloat16"
+    model, attention = _computed_in(model, place), model.attention
     if attention == "auto":
         is_whole = shape.mesh["context"] == 1 and shape.seq_len % splash.BLOCKS[-1] == 0
         can = place.kind == "tpu" and is_whole and not any(model.local_layers)
         attention = "splash" if can else "blocked"
-    return dataclasses.replace(model, compute_dtype=dtype, attention=attention)
+    return dataclasses.replace(model, attention=attention)
+
+
+def _computed_in(
+    model: config_lib.DecoderConfig, place: chips_lib.Topology
+) -> config_lib.DecoderConfig:
+    """The model with the type that it is computed in there."""
+    own = "float32" if place.kind == "cpu" else "bfloat16"
+    is_auto = model.compute_dtype == "auto"
+    return dataclasses.replace(model, compute_dtype=own) if is_auto else model
 
 
 def check(shape: costs.Shape, batch_tokens: int) -> None:

@@ -93,9 +93,8 @@ def ppo(
     own = boundary.open_policy(run_dir, init, "both" if shared else "language", template, execution)
     model, base = own.model, own.base
     prompts = boundary.open_prompts(questions, own, seed)
-    opened = rewards_shared.open_rewards(reward, module)
-
     devices = mesh_lib.make_mesh(mesh)
+    opened = rewards_shared.open_rewards(reward, module, devices, rules)
     count = mesh_lib.devices_along(devices, rules.batch)
     texts = critics.text_loader(
         algorithm.text_coefficient, text, base, own.template, prepare, seed, multiple=count * config.microbatches
@@ -127,12 +126,13 @@ def ppo(
     model_files.write(run_dir, model, base.tokenizer_path, own.template)
     adapters.write(run_dir, record)
 
-    objective = _objective(model, loss, value_loss, algorithm, rollout.temperature, rules)
+    weights = (algorithm.value_coefficient, algorithm.text_coefficient)
+    objective = objectives.ppo_objective(model, loss, value_loss, *weights, rollout.temperature, rules)  # fmt: skip
     step_function = state_lib.make_step(
         model, optimizer, transform, devices, rules, abstract, config.microbatches, frozen, objective
     )  # fmt: skip
-    logps = practice.make_logps(model, rollout.temperature, rules)
-    values = critics.make_values(model if shared else critic.model, rules)
+    logps = practice.make_logps(model, rollout.temperature, rules, devices)
+    values = critics.make_values(model if shared else critic.model, rules, devices)
     place = functools.partial(state_lib.place_batch, mesh=devices, rules=rules)
     write = boundary.make_write(own, rollout, devices, rules)
     flight = recorder.Recorder(
@@ -204,25 +204,6 @@ def ppo(
             between.after(number, [state, *also], kl_weight=kl_weight)
         between.end(opened)
     return boundary.summarise(run_dir, "jinstr ppo", own, devices, config, started)
-
-
-def _objective(
-    model: config_lib.DecoderConfig,
-    loss: objectives.PolicyLossConfig,
-    value_loss: objectives.ValueLossConfig,
-    algorithm: PpoConfig,
-    temperature: float,
-    rules: mesh_lib.AxisRules,
-) -> state_lib.Objective:
-    """Of the policy, with that of a critic on it and of text, where there are these."""
-    found = objectives.policy_objective(model, loss, temperature, rules)
-    if model.heads == "both":
-        found = objectives.with_values(
-            model, loss, temperature, value_loss, algorithm.value_coefficient, rules
-        )
-    if algorithm.text_coefficient:
-        found = objectives.with_text(found, model, algorithm.text_coefficient, rules)
-    return found
 
 
 def _arrays(

@@ -22,6 +22,7 @@ from jinstr import errors
 from jinstr.decode import filters
 from jinstr.decode import step as step_lib
 from jinstr.models import config as config_lib
+from jinstr.parallel import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ def _begin(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 def _continue(config, sampling, stop_ids, pad_id, serving, state, until):
     """Write tokens until `until` are there, the cache is full or every row has ended."""
-    slots = state["cache"]["k"][0].shape[1]
+    slots = state["cache"]["k"][0].shape[-2]
 
     def unfinished(state):
         return (state["written"] < until) & (state["index"] < slots) & ~state["done_B"].all()
@@ -207,7 +208,8 @@ def _grow(cache, slots):
     """The cache with room for `slots` slots."""
 
     def pad(x_XSH):
-        return jnp.pad(x_XSH, ((0, 0), (0, slots - x_XSH.shape[1]), (0, 0)))
+        most = [*x_XSH.shape[:-2], slots, x_XSH.shape[-1]]
+        return jnp.pad(x_XSH, [(0, size - own) for size, own in zip(most, x_XSH.shape)])
 
     return jax.tree.map(pad, cache)
 
@@ -234,7 +236,7 @@ class Decoding:
         limit = s.sampling.max_new_tokens
         until = min(until, limit)
         while self.written < until and not self.done.all():
-            slots = self._state["cache"]["k"][0].shape[1]
+            slots = self._state["cache"]["k"][0].shape[-2]
             index = int(self._state["index"])
             if index == slots:
                 # The last token of an answer is never fed: no more slots than that are ever needed.
@@ -281,9 +283,13 @@ class Sampler:
         self.allowed_V = np.ones(config.vocab_size, bool)
         self.allowed_V[list(set(forbidden_ids) - set(self.stop_ids))] = False
 
-    def serve(self, params: dict) -> dict:
+    def serve(
+        self,
+        params: dict,
+        rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
+    ) -> dict:
         """The copy of the parameters that steps read; make it once and pass it to several `start` calls."""
-        return step_lib.serving_params(self.config, params)
+        return step_lib.serving_params(self.config, params, rules)
 
     def start(self, params, prompts_BP, lengths_B, row_ids_B, key, serving=None) -> Decoding:
         """Read the prompts (left-padded, lengths_B tokens each) and choose every row's first token."""

@@ -88,6 +88,11 @@ def abstract_params(config: config_lib.DecoderConfig) -> dict:
     return _structure(config, mesh_lib.AxisRules())[1]
 
 
+def param_specs(config: config_lib.DecoderConfig, rules: mesh_lib.AxisRules) -> dict:
+    """Parameter tree with PartitionSpec leaves."""
+    return _structure(config, rules)[2]
+
+
 def param_shardings(config: config_lib.DecoderConfig, mesh, rules: mesh_lib.AxisRules) -> dict:
     """Parameter tree with NamedSharding leaves. Errors: ConfigError for sizes that do not divide over the mesh."""
     _, shapes, specs = _structure(config, rules)
@@ -291,7 +296,7 @@ def forward(
     if config.rope_local_theta:
         local = layers.rope_tables(config, positions_BT, local=True)
     slots = None if cache is None else _slots(cache, positions_BT, segment_ids_BT)
-    gathers = cache is None and mesh_lib.ambient_devices(rules.embed) > 1
+    gathers = mesh_lib.ambient_devices(rules.embed) > 1
     specs = _structure(config, rules)[2] if gathers else None
 
     def layer_step(x_BTD, inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from jinstr.data import dataset as dataset_lib
 from jinstr.data import loader as loader_lib
 from jinstr.models import config as config_lib
 from jinstr.parallel import processes
-from jinstr.rlhf import objectives
+from jinstr.rlhf import objectives, practice
 from jinstr.text import tokenizer as tokenizer_lib
 from jinstr.train import base as base_lib
 from jinstr.train import optimizer as optimizer_lib
@@ -59,19 +60,34 @@ def make(
             "CRITIC=policy or shared (as REWARD it may be used, which is given text)",
         )
     base = base_lib.with_heads(base, "score")
-    plain = config_lib.ExecutionConfig(
-        scan_layers=execution.scan_layers, remat=execution.remat, attention=execution.attention,
-        compute_dtype=execution.compute_dtype,
-    )  # fmt: skip
+    plain = dataclasses.replace(execution, lora=config_lib.LoraConfig())
     model = config_lib.executed(base.config, plain)
+    transform, abstract, step = trained(
+        model, optimizer, loss, mesh, rules, updates=updates, microbatches=microbatches
+    )
+    first = functools.partial(startup.first_state, model, transform, abstract, seed, base)
+    return Critic(model, abstract, first, step)
+
+
+def trained(
+    model: config_lib.DecoderConfig,
+    optimizer: optimizer_lib.OptimizerConfig,
+    loss: objectives.ValueLossConfig,
+    mesh,
+    rules,
+    *,
+    updates: int,
+    microbatches: int,
+    options: dict[str, str] | None = None,
+) -> tuple:
+    """(transformation, abstract state, step) of a critic's model. options: as in state.make_step."""
     transform = optimizer_lib.make_optimizer(optimizer, updates)
     abstract = state_lib.abstract_state(model, transform, mesh, rules, ema=False)
     step = state_lib.make_step(
         model, optimizer, transform, mesh, rules, abstract, microbatches,
-        objective=objectives.value_objective(model, loss, rules),
+        objective=objectives.value_objective(model, loss, rules), options=options,
     )  # fmt: skip
-    first = functools.partial(startup.first_state, model, transform, abstract, seed, base)
-    return Critic(model, abstract, first, step)
+    return transform, abstract, step
 
 
 def prefixed(state: dict) -> dict:
@@ -88,9 +104,13 @@ def taken_apart(state: dict | None) -> tuple[dict | None, dict | None]:
     return rest, own | {"step": jax.numpy.array(rest["step"])} if own else None
 
 
-def make_values(model: config_lib.DecoderConfig, rules) -> Callable:
+def make_values(model: config_lib.DecoderConfig, rules, mesh=None) -> Callable:
     """Jitted (parameters, batch) → (values [R, T],)."""
-    return jax.jit(lambda params, batch: (objectives.values(model, params, batch, rules),))
+
+    def values(params, batch):
+        return (objectives.values(model, params, batch, rules),)
+
+    return practice.on_mesh(jax.jit(values), mesh)
 
 
 def text_loader(

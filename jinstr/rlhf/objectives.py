@@ -278,3 +278,19 @@ def value_objective(
         return value_sums(config, values(model, lora.join(params, frozen), batch, rules), batch)
 
     return state_lib.Objective(sums, _whole)
+
+
+def ppo_objective(
+    model: config_lib.DecoderConfig,
+    config: PolicyLossConfig,
+    value_config: ValueLossConfig,
+    value_coefficient: float,
+    text_coefficient: float,
+    temperature: float,
+    rules: mesh_lib.AxisRules,
+) -> state_lib.Objective:
+    """Of a policy, with that of a critic on it (heads "both") and of text, where there are these."""
+    found = policy_objective(model, config, temperature, rules)
+    if model.heads == "both":
+        found = with_values(model, config, temperature, value_config, value_coefficient, rules)
+    return with_text(found, model, text_coefficient, rules) if text_coefficient else found

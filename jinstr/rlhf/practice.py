@@ -6,6 +6,7 @@ E episodes (answers), N longest answer allowed, R rows, T places.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -328,10 +329,21 @@ def weights(rows: experience.Rows, trained: np.ndarray, reduction: str) -> dict[
     }
 
 
-def make_logps(model, temperature: float, rules) -> Callable:
+def on_mesh(jitted: Callable, mesh) -> Callable:
+    """A jitted function, called with the mesh in context: for what models pin, and kernels that every device runs by
+    itself. `.jitted` is the function alone."""
+
+    def call(*arguments):
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            return jitted(*arguments)
+
+    call.jitted = jitted
+    return call
+
+
+def make_logps(model, temperature: float, rules, mesh=None) -> Callable:
     """Jitted (parameters, batch, plain) → (log-probabilities, entropies) [R, T]; plain: as the reference."""
 
-    @functools.partial(jax.jit, static_argnums=2)
     def logps(params, batch, plain=False):
         if not plain:
             return objectives.token_logps(model, params, batch, temperature, rules)
@@ -339,4 +351,4 @@ def make_logps(model, temperature: float, rules) -> Callable:
         params = {name: tree for name, tree in params.items() if name != lora.SCORE}
         return objectives.token_logps(config, params, batch, temperature, rules)
 
-    return logps
+    return on_mesh(jax.jit(logps, static_argnums=2), mesh)

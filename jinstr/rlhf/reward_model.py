@@ -9,6 +9,7 @@ a reward model sees differences only. B rows, T places.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -23,6 +24,8 @@ import tqdm
 from jinstr import errors
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
+from jinstr.parallel import mesh as mesh_lib
+from jinstr.parallel import together
 from jinstr.text import render
 from jinstr.train import serving, storage
 from jinstr.train import state as state_lib
@@ -41,16 +44,23 @@ class RewardModel(NamedTuple):
     tokenizer: Any
     template: Any
     shift: float  # taken off the head's output
+    mesh: Any = None  # that it lies on in parts; None = on one device
+    rules: mesh_lib.AxisRules = mesh_lib.AxisRules()
 
 
-def load(model: str, step: int | None = None) -> RewardModel:
-    """The reward model of a run directory, RUN_DIR or RUN_DIR@STEP, on the first device.
+def load(
+    model: str,
+    step: int | None = None,
+    mesh=None,
+    rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
+) -> RewardModel:
+    """The reward model of a run directory, RUN_DIR or RUN_DIR@STEP, on the first device or in parts on a mesh.
 
     Errors: ConfigError for a model without a score head; StorageError when it is not there, or not shifted yet.
     """
-    run = serving.load_run(model, step, heads="score")
+    run = serving.load_run(model, step, heads="score", mesh=mesh, rules=rules)
     shift = shift_of(pathlib.Path(model.partition("@")[0]).expanduser())
-    return RewardModel(run.config, run.params, run.tokenizer, run.template, shift)
+    return RewardModel(run.config, run.params, run.tokenizer, run.template, shift, mesh, rules)
 
 
 def shift_of(run_dir: pathlib.Path) -> float:
@@ -84,21 +94,36 @@ def write_shift(run_dir, scores: np.ndarray, demonstrations: str) -> dict:
     return facts
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _last_scores(config, params, tokens_BT, lengths_B):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def last_scores(config, rules: mesh_lib.AxisRules, params, tokens_BT, lengths_B):
     """Score at the last token of each row, f32 [B]."""
     T = tokens_BT.shape[1]
     places_BT = jnp.broadcast_to(jnp.arange(T)[None, :], tokens_BT.shape)
     real_BT = (places_BT < lengths_B[:, None]).astype(jnp.int32)
     params = state_lib.cast_params(config, params)
-    hidden_BTD = decoder.forward(config, params, tokens_BT, places_BT * real_BT, real_BT)
+    hidden_BTD = decoder.forward(
+        config, params, tokens_BT, places_BT * real_BT, real_BT, rules=rules
+    )
     last_BD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     return decoder.scores(params, last_BD)
 
 
-def _places(length: int) -> int:
+def _by_rows(mesh, rules: mesh_lib.AxisRules, ndim: int) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(mesh, rules.spec("batch", *[None] * (ndim - 1)))
+
+
+def row_places(length: int) -> int:
     """Places of the rows that texts of this length are scored in: few shapes are compiled."""
     return max(SHORTEST, 1 << (length - 1).bit_length())
+
+
+def rows_of(places: int, count: int, devices: int) -> int:
+    """Rows that are scored at a time, of so many places, where `count` texts are left: alike on every device, and on
+    several of them no more than there are texts for."""
+    each = max(1, BATCH_PLACES // places)
+    while devices > 1 and each > 1 and devices * (each // 2) >= count:
+        each //= 2
+    return each * devices
 
 
 def score_ids(
@@ -107,6 +132,8 @@ def score_ids(
     texts: Sequence[Sequence[int]],
     *,
     progress: bool = False,
+    mesh=None,
+    rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
 ) -> np.ndarray:
     """The score head at the last token of each text, f32 [N]; NaN for texts longer than the model is meant for.
 
@@ -114,12 +141,13 @@ def score_ids(
     """
     found = np.full(len(texts), np.nan, np.float32)
     fitting = [n for n, ids in enumerate(texts) if 0 < len(ids) <= config.max_positions]
+    devices = 1 if mesh is None else mesh_lib.devices_along(mesh, rules.batch)
     by_places: dict[int, list[int]] = {}
     for number in sorted(fitting, key=lambda n: len(texts[n])):
-        by_places.setdefault(_places(len(texts[number])), []).append(number)
+        by_places.setdefault(row_places(len(texts[number])), []).append(number)
     with tqdm.tqdm(total=len(fitting), desc="score", disable=None if progress else True) as bar:
         for places, numbers in by_places.items():
-            rows = max(1, BATCH_PLACES // places)
+            rows = rows_of(places, len(numbers), devices)
             for first in range(0, len(numbers), rows):
                 part = numbers[first : first + rows]
                 tokens_BT = np.zeros((rows, places), np.int32)
@@ -127,8 +155,12 @@ def score_ids(
                 for row, number in enumerate(part):
                     tokens_BT[row, : len(texts[number])] = texts[number]
                     lengths_B[row] = len(texts[number])
-                scores_B = np.asarray(_last_scores(config, params, tokens_BT, lengths_B))
-                found[part] = scores_B[: len(part)]
+                with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+                    if mesh is not None:
+                        tokens_BT = together.put(tokens_BT, _by_rows(mesh, rules, 2))
+                        lengths_B = together.put(lengths_B, _by_rows(mesh, rules, 1))
+                    scores_B = last_scores(config, rules, params, tokens_BT, lengths_B)
+                found[part] = together.fetch(scores_B)[: len(part)]
                 bar.update(len(part))
     return found
 
@@ -141,4 +173,6 @@ def score(
         render.render(messages, model.template, model.tokenizer).tokens
         for messages in conversations
     ]
-    return score_ids(model.config, model.params, texts, progress=progress) - np.float32(model.shift)
+    place = {"mesh": model.mesh, "rules": model.rules}
+    scores = score_ids(model.config, model.params, texts, progress=progress, **place)
+    return scores - np.float32(model.shift)

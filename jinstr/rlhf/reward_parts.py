@@ -14,6 +14,9 @@ from jinstr.rlhf import rewards_http, rewards_worker
 _FUNCTION = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*)?:[^\W\d]\w*")
 
 
+KINDS = ("model", "function", "http")
+
+
 class Part(NamedTuple):
     """One part of the sum."""
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jinstr import errors
+from jinstr.parallel import mesh as mesh_lib
 from jinstr.rlhf import (
     outcomes,
     reward_model,
@@ -114,13 +115,20 @@ def row_id(asked: Asked, number: int) -> str:
     return str(asked.row.get("id", asked.row.get("ID", number)))
 
 
-def open_rewards(config: RewardConfig, module: str = "") -> list[Reward]:
+def open_rewards(
+    config: RewardConfig,
+    module: str = "",
+    mesh=None,
+    rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
+    kinds: Sequence[str] = reward_parts.KINDS,
+) -> list[Reward]:
     """Open all that REWARD names: models are read, functions imported in processes of their own.
 
-    module: where functions without a module are (":polite"). Errors: ConfigError for what is not there or cannot be
+    module: where functions without a module are (":polite"). mesh: that models lie on in parts; without one they are on
+    the first device. kinds: of parts, those that are opened. Errors: ConfigError for what is not there or cannot be
     imported; StorageError for a model that cannot be read.
     """
-    parts = reward_parts.read(config.reward, module)
+    parts = [p for p in reward_parts.read(config.reward, module) if p.kind in kinds]
     functions = [part.text for part in parts if part.kind == "function"]
     found = []
     with contextlib.ExitStack() as stack:
@@ -134,7 +142,7 @@ def open_rewards(config: RewardConfig, module: str = "") -> list[Reward]:
             elif part.kind == "http":
                 found.append(_server(part, config))
             else:
-                found.append(_model(part))
+                found.append(_model(part, mesh, rules))
         stack.pop_all()
     return found
 
@@ -211,8 +219,8 @@ def _server(part: reward_parts.Part, config: RewardConfig) -> Reward:
     return Reward(part.name, part.weight, score, client.close, waits=True)
 
 
-def _model(part: reward_parts.Part) -> Reward:
-    model = reward_model.load(part.text)
+def _model(part: reward_parts.Part, mesh, rules: mesh_lib.AxisRules) -> Reward:
+    model = reward_model.load(part.text, mesh=mesh, rules=rules)
 
     def score(asked: Sequence[Asked]) -> Scored:
         texts = [[*a.messages, {"role": "assistant", "content": a.answer}] for a in asked]
@@ -230,18 +238,29 @@ def without_cut_character(asked: Asked) -> Asked:
     return asked._replace(answer=kept)
 
 
-def score(rewards: Sequence[Reward], asked: Sequence[Asked]) -> Scores:
+def score_models(rewards: Sequence[Reward], asked: Sequence[Asked]) -> dict[str, Scored]:
+    """What the models among the rewards say, by name."""
+    whole = [without_cut_character(a) for a in asked]
+    return {reward.name: reward.score(whole) for reward in rewards if not reward.waits}
+
+
+def score(
+    rewards: Sequence[Reward],
+    asked: Sequence[Asked],
+    by_models: dict[str, Scored] | None = None,
+) -> Scores:
     """The scores of N answers: the weighted sum f32 [N], NaN where any reward gave none, and what it is made of.
 
-    Servers and functions are asked at the same time, models meanwhile in this thread. Errors: DataError where a line
-    lacks what a reward needs, and with on_error="stop" for the first that fails.
+    by_models: of score_models, if it was called before. Servers and functions are asked at the same time, models
+    meanwhile in this thread. Errors: DataError where a line lacks what a reward needs, and with on_error="stop" for the
+    first that fails.
     """
     whole = [without_cut_character(a) for a in asked]
     waiting = [reward for reward in rewards if reward.waits]
     threads = concurrent.futures.ThreadPoolExecutor(max(1, len(waiting)))
     try:
         futures = {reward.name: threads.submit(reward.score, whole) for reward in waiting}
-        found = {reward.name: reward.score(whole) for reward in rewards if not reward.waits}
+        found = score_models(rewards, asked) if by_models is None else dict(by_models)
         for future in concurrent.futures.as_completed(futures.values()):
             future.result()  # the first error ends it
         found |= {name: future.result() for name, future in futures.items()}

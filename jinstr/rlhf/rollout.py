@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jinstr import errors
 from jinstr.decode import sampler as sampler_lib
@@ -80,23 +80,55 @@ class Rollouts(NamedTuple):
     compactions: int  # times that the batch became smaller
 
 
+class Shapes(NamedTuple):
+    """What programs of a rollout are compiled for."""
+
+    places: int  # of a prompt
+    slots: int  # of the cache
+    rows: int  # of the first batch
+    least: int  # rows of the smallest batch and prefill
+
+    def prefilled(self, count: int) -> int:
+        """Rows of the prefill that reads `count` prompts: `least` · 2^n."""
+        return self.least << max(0, (-(-count // self.least) - 1).bit_length())
+
+
+def shapes_of(config: RolloutConfig, longest_prompt: int, count: int, devices: int) -> Shapes:
+    """The shapes for `count` prompts on devices that share the rows."""
+    places = sampler_lib.prompt_places(longest_prompt)
+    least = -(-FEWEST_ROWS // devices) * devices
+    rows = _halved(config.rows, count, least, devices)
+    # Where every prompt has its row at once, the cache is never moved. Each step reads all of it, the slack too.
+    slots = places + config.max_new_tokens + (config.slack if count > rows else 0)
+    return Shapes(places, slots, rows, least)
+
+
+def sampler_of(
+    model: config_lib.DecoderConfig,
+    config: RolloutConfig,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    forbidden_ids: Sequence[int] = (),
+) -> sampler_lib.Sampler:
+    """How tokens are chosen: at the temperature, without filters."""
+    sampling = sampler_lib.SamplingConfig(
+        temperature=config.temperature, max_new_tokens=config.max_new_tokens
+    )
+    return sampler_lib.Sampler(model, sampling, stop_ids, pad_id, forbidden_ids)
+
+
+def fixed_of(
+    sampler: sampler_lib.Sampler, config: RolloutConfig, rules: mesh_lib.AxisRules
+) -> rows_lib.Fixed:
+    """What the programs of `rows` depend on besides shapes."""
+    return rows_lib.Fixed(sampler.config, sampler.fixed, sampler.stop_ids, config.chunk, rules)
+
+
 def _halved(rows: int, wanted: int, least: int, devices: int) -> int:
     """`rows` halved while `wanted` rows still fit, down to `least`, and only to numbers that the devices divide."""
     while rows % (2 * devices) == 0 and rows // 2 >= max(wanted, least):
         rows //= 2
     return rows
-
-
-def _gathered(mesh: Mesh, rules: mesh_lib.AxisRules, leaf):
-    """A leaf of the serving copy, whole on every device that has rows of its own: each step reads all of it."""
-    batch = (rules.batch,) if isinstance(rules.batch, str) else rules.batch or ()
-
-    def rest(entry):
-        axes = (entry,) if isinstance(entry, str) else entry or ()
-        return tuple(axis for axis in axes if axis not in batch) or None
-
-    spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
-    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*map(rest, spec))))
 
 
 def _check(config, prompts, row_ids, limits, rollout_config, devices: int) -> None:
@@ -131,13 +163,12 @@ def _check(config, prompts, row_ids, limits, rollout_config, devices: int) -> No
             )
 
 
-def _read(prompts, columns, pad_id, places, least, mesh, rules, numbers: range):
-    """The prompts of these numbers, left-padded [R, P], and their columns {name: [R]}: R is `least` · 2^n."""
-    rows = least << max(0, (-(-len(numbers) // least) - 1).bit_length())
-    surplus = rows - len(numbers)
+def _read(prompts, columns, pad_id, shapes: Shapes, mesh, rules, numbers: range):
+    """The prompts of these numbers, left-padded [R, P], and their columns {name: [R]}."""
+    surplus = shapes.prefilled(len(numbers)) - len(numbers)
     chosen = [prompts[n] for n in numbers] + [[pad_id]] * surplus
     prompts_Rp, lengths_R = sampler_lib.left_pad(chosen, pad_id)
-    extra = places - prompts_Rp.shape[1]
+    extra = shapes.places - prompts_Rp.shape[1]
     prompts_RP = np.pad(prompts_Rp, ((0, 0), (extra, 0)), constant_values=pad_id)
     new = {name: np.pad(column[numbers], (0, surplus)) for name, column in columns.items()}
     new["lengths_B"] = lengths_R
@@ -150,22 +181,20 @@ def _read(prompts, columns, pad_id, places, least, mesh, rules, numbers: range):
     )
 
 
-def _write_all(
-    batch: rows_lib.Batch, count: int, read, places: int, least: int, devices: int
-) -> Rollouts:
+def _write_all(batch: rows_lib.Batch, count: int, read, shapes: Shapes, devices: int) -> Rollouts:
     """The loop: make room, give free rows the next prompts, write a chunk, take out what has ended."""
     parts: list[list[tuple]] = [[] for _ in range(count)]
     ended = [False] * count
     taken = slots = steps = prefills = moves = compactions = 0
     while taken < count or batch.live:
-        moves += batch.make_room(places)
+        moves += batch.make_room(shapes.places)
         numbers = range(taken, min(count, taken + batch.rows - batch.live))
         if numbers:
             batch.insert(numbers, *read(numbers))
             taken = numbers.stop
             prefills += 1
         if taken == count:
-            rows = _halved(batch.rows, batch.live, least, devices)
+            rows = _halved(batch.rows, batch.live, shapes.least, devices)
             if rows < batch.rows:
                 batch.compact(rows)
                 compactions += 1
@@ -212,26 +241,20 @@ def rollout(
     devices = 1 if mesh is None else mesh_lib.devices_along(mesh, rules.batch)
     _check(config, prompts, row_ids, limits, rollout_config, devices)
     longest = rollout_config.max_new_tokens
-    sampling = sampler_lib.SamplingConfig(
-        temperature=rollout_config.temperature, max_new_tokens=longest
-    )
-    sampler = sampler_lib.Sampler(config, sampling, stop_ids, pad_id, forbidden_ids)
-    fixed = rows_lib.Fixed(config, sampler.fixed, sampler.stop_ids, rollout_config.chunk, rules)
+    sampler = sampler_of(config, rollout_config, stop_ids, pad_id, forbidden_ids)
+    fixed = fixed_of(sampler, rollout_config, rules)
     limits = np.minimum(longest if limits is None else limits, longest)
     columns = {
         "row_ids_B": np.array(row_ids, np.int32),
         "limit_B": np.broadcast_to(limits, len(prompts)).astype(np.int32),
     }
-    places = sampler_lib.prompt_places(max(map(len, prompts), default=1))
-    least = -(-FEWEST_ROWS // devices) * devices
-    rows = _halved(rollout_config.rows, len(prompts), least, devices)
-    # Where every prompt has its row at once, the cache is never moved. Each step reads all of it, the slack too.
-    slots = places + longest + (rollout_config.slack if len(prompts) > rows else 0)
-    read = functools.partial(_read, prompts, columns, pad_id, places, least, mesh, rules)
+    longest_prompt = max(map(len, prompts), default=1)
+    shapes = shapes_of(rollout_config, longest_prompt, len(prompts), devices)
+    read = functools.partial(_read, prompts, columns, pad_id, shapes, mesh, rules)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        serving, noise = sampler.serve(params), {"key": key, "allowed_V": sampler.allowed_V}
+        serving, noise = sampler.serve(params, rules), {"key": key, "allowed_V": sampler.allowed_V}
         if mesh is not None:
-            serving = jax.tree.map(functools.partial(_gathered, mesh, rules), serving)
             noise = together.put(noise, mesh_lib.replicated(mesh))
-        batch = rows_lib.Batch(fixed, params, serving, noise, rows, slots, places)
-        return _write_all(batch, len(prompts), read, places, least, devices)
+        sizes = (shapes.rows, shapes.slots, shapes.places)
+        batch = rows_lib.Batch(fixed, params, serving, noise, *sizes)
+        return _write_all(batch, len(prompts), read, shapes, devices)

@@ -6,7 +6,7 @@ slot, so a row can take a new prompt at any time, which is read into the slots j
 state, by row: the cache, start_B (slot), row_ids_B, limit_B and length_B (tokens of its answer), token_B (its last
 token, which the next step feeds), done_B (it writes no more), ended_B (an end token came).
 B rows, S cache slots, P prompt places, R rows of one prefill, C steps of one chunk, V vocabulary, K key/value heads,
-X = B·K, H head size.
+H head size. Cache arrays are as in `decode.step`: X = B·K, or B and K apart where heads are split over devices.
 """
 
 from __future__ import annotations
@@ -39,20 +39,22 @@ class Fixed(NamedTuple):
 
 
 def _pin(rules: mesh_lib.AxisRules, state: dict) -> dict:
-    """Inside jit: split the first axis of every array over the devices as the rows of a batch."""
+    """Inside jit: every array split over the devices as `row_spec` says."""
     return jax.tree.map(lambda leaf: mesh_lib.constrain(leaf, row_spec(rules, leaf.ndim)), state)
 
 
 def row_spec(rules: mesh_lib.AxisRules, ndim: int) -> PartitionSpec:
-    """Spec of an array whose first axis goes by rows."""
-    return rules.spec("batch", *[None] * (ndim - 1))
+    """Spec of an array of the state: by rows, and heads by heads (only cache arrays have four axes)."""
+    return step_lib.cache_spec(rules, ndim)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(fixed: Fixed, rows: int, slots: int) -> dict:
+def empty(fixed: Fixed, rows: int, slots: int) -> dict:
     """A state of rows that write nothing."""
     config = fixed.config
-    shape = (rows * config.num_kv_heads, slots, config.head_dim)
+    heads = config.num_kv_heads
+    lead = (rows, heads) if step_lib.heads_are_split(config, fixed.rules) else (rows * heads,)
+    shape = (*lead, slots, config.head_dim)
     dtype = decoder.compute_dtype(config)
     numbers = ("start_B", "row_ids_B", "limit_B", "length_B", "token_B")
     state = {name: jnp.zeros((rows,), jnp.int32) for name in numbers} | {
@@ -80,14 +82,16 @@ def _after(fixed: Fixed, state: dict, ids_B, live_B) -> dict:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _insert(fixed: Fixed, params, serving, state, noise, clock, prompts_RP, new, rows_R):
+def insert(fixed: Fixed, params, serving, state, noise, clock, prompts_RP, new, rows_R):
     """Give rows_R of the state (B and above: dropped) new prompts and their first token: (state, ids [R], logp [R]).
 
     new: {lengths_B, row_ids_B, limit_B}, i32 [R] each; prompts are left-padded.
     """
     R, P = prompts_RP.shape
     config = fixed.config
-    logits_RV, cache = step_lib.prefill(config, params, serving, prompts_RP, new["lengths_B"])
+    logits_RV, cache = step_lib.prefill(
+        config, params, serving, prompts_RP, new["lengths_B"], fixed.rules
+    )
     new = {
         "start_B": clock - new["lengths_B"],
         "row_ids_B": new["row_ids_B"],
@@ -102,7 +106,7 @@ def _insert(fixed: Fixed, params, serving, state, noise, clock, prompts_RP, new,
 
     def put(old_XSH, new_XPH):
         # Whole rows: what stands beside the prompt is never seen, and a write of whole rows needs no inner index.
-        K, (_, S, H) = config.num_kv_heads, old_XSH.shape
+        K, (S, H) = config.num_kv_heads, old_XSH.shape[-2:]
         row_RKSH = jax.lax.dynamic_update_slice(
             jnp.zeros((R, K, S, H), old_XSH.dtype),
             new_XPH.reshape(R, K, P, H).astype(old_XSH.dtype),
@@ -117,13 +121,13 @@ def _insert(fixed: Fixed, params, serving, state, noise, clock, prompts_RP, new,
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _advance(fixed: Fixed, serving, state, noise, first):
+def advance(fixed: Fixed, serving, state, noise, first):
     """Up to C steps from slot `first` on, until the cache is full or every row has ended.
 
     Returns (state, {ids_BC, logp_BC, count_B, done_B, ended_B, steps}): of what was written, row b's tokens are the
     first count_B[b] of ids_BC[b], as a row that has not ended writes at every step.
     """
-    B, slots = state["done_B"].shape[0], state["cache"]["k"][0].shape[1]
+    B, slots = state["done_B"].shape[0], state["cache"]["k"][0].shape[-2]
     before_B, until = state["length_B"], jnp.minimum(first + fixed.chunk, slots)
 
     def unfinished(carry):
@@ -163,7 +167,7 @@ def _advance(fixed: Fixed, serving, state, noise, first):
 @functools.partial(jax.jit, donate_argnums=0)
 def _moved(cache_XSH, by):
     """One array of the cache, `by` slots nearer to its beginning."""
-    return jnp.roll(cache_XSH, -by, axis=1)
+    return jnp.roll(cache_XSH, -by, axis=-2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -180,7 +184,7 @@ class Batch:
         self._fixed, self._params, self._serving, self._noise = fixed, params, serving, noise
         self._slots = slots
         self._clock = clock  # the slot that the next step writes
-        self._state = _empty(fixed, rows, slots)
+        self._state = empty(fixed, rows, slots)
         self._prompt_B = np.full(rows, -1)  # number of the prompt that a row answers; -1 = none
         self._start_B = np.zeros(rows, np.int64)
         self._firsts: tuple = ((), (), ())  # (numbers, ids, logp): first tokens not yet fetched
@@ -200,7 +204,7 @@ class Batch:
         rows_R[: len(free)] = free
         self._prompt_B[free] = numbers
         self._start_B[free] = self._clock - lengths_R[: len(free)]
-        self._state, ids_R, logp_R = _insert(
+        self._state, ids_R, logp_R = insert(
             self._fixed,
             self._params,
             self._serving,
@@ -215,7 +219,7 @@ class Batch:
 
     def advance(self) -> tuple[list[tuple], list[tuple], int]:
         """One chunk: ([(number, ids, logp)] that were written, [(number, ended)] that need no more, steps)."""
-        self._state, seen = _advance(
+        self._state, seen = advance(
             self._fixed, self._serving, self._state, self._noise, np.int32(self._clock)
         )
         seen, (numbers, ids_R, logp_R) = together.fetch((seen, self._firsts))

@@ -124,6 +124,57 @@ def table(found: Sequence[dict]) -> Iterator[str]:
         yield f"{one['peak'] / GIB:9.2f} {speed}  {settings(one)}"
 
 
+def practice_lines(result: dict) -> Iterator[str]:
+    """The whole of a plan of PPO or GRPO."""
+    mesh = " · ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    shape = result["shape"]
+    yield (
+        f"mesh {mesh}; {shape['prompts'] * shape['answers']:,} answers of {shape['max_new_tokens']:,} tokens to "
+        f"prompts of {shape['prompt_length']:,}, {shape['rollout_rows']:,} at a time; remat {result['remat']}"
+    )
+    titles = {"kept": "all the time", "lent": "while answers are written"}
+    for name, title in titles.items():
+        yield f"memory of one chip, {title}, GiB"
+        for part, size in result[name].items():
+            yield f"    {part:<34}{size / GIB:9.3f}"
+        yield f"    {'together':<34}{sum(result[name].values()) / GIB:9.3f}"
+    yield "each function, GiB of one chip: what it takes while it runs, with all that is there; what it sends"
+    for one in result["programs"]:
+        if one["refused"]:
+            yield f"    {one['name']:<52} refused by the compiler: it wants {one['together'] / GIB:.2f}"
+            continue
+        sent = ", ".join(
+            f"{kind} {moved['wire'] / GIB:.3g} in {moved['count']:,.0f}"
+            for kind, moved in one["collectives"].items()
+        )
+        yield (
+            f"    {one['name']:<52}{one['running'] / GIB:9.3f}{one['together'] / GIB:9.3f}{one['wire'] / GIB:9.3f}"
+            + (f"  ({sent})" if sent else "")
+        )
+    largest = max(result["programs"], key=lambda one: one["together"])
+    there = result["memory_there"]
+    verdict = ""
+    if there:
+        word = "fits" if result["fits"] else "does not fit"
+        verdict = f" of {there / GIB:.1f}: {result['peak'] / there:.0%}, {word} (at most {result['most']:.0%})"
+    yield f"at the most {result['peak'] / GIB:.3f}{verdict}; {largest['name']}"
+
+
+def practice_bars(result: dict) -> list[dict]:
+    """A bar for each function: all that is there while it runs."""
+    sizes = result["kept"] | result["lent"]
+    common = {key: result[key] for key in ("topology", "memory_there", "most")}
+    return [
+        common
+        | {
+            "label": one["name"],
+            "memory": {name: sizes[name] for name in (*result["kept"], *one["lent"])}
+            | {"while it runs": max(0.0, one.get("running", 0.0))},
+        }
+        for one in result["programs"]
+    ]
+
+
 def draw(found: Sequence[dict], path: pathlib.Path) -> None:
     """Memory by part against what there is, and time by part, a bar for every setting."""
     import matplotlib
@@ -174,6 +225,8 @@ def draw(found: Sequence[dict], path: pathlib.Path) -> None:
 
 
 def _label(one: dict) -> str:
+    if "label" in one:
+        return one["label"]
     mesh = "×".join(str(size) for size in one["mesh"].values())
     return f"{mesh}, {one['remat']}, {one['microbatches']} parts"
 

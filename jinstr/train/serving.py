@@ -9,6 +9,7 @@ import jax
 from jinstr import errors
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
+from jinstr.parallel import mesh as mesh_lib
 from jinstr.parallel import together
 from jinstr.text import templates as templates_lib
 from jinstr.text import tokenizer as tokenizer_lib
@@ -40,13 +41,15 @@ def load_run(
     weights: str = "params",
     template: str = "",
     heads: str = "language",
+    mesh=None,
+    rules: mesh_lib.AxisRules = mesh_lib.AxisRules(),  # noqa: B008 (frozen)
 ) -> Run:
-    """Read a model onto the first device: a RUN_DIR, hf:FOLDER or hf:org/name[@revision].
+    """Read a model onto the first device, or in parts onto a mesh: a RUN_DIR, hf:FOLDER or hf:org/name[@revision].
 
     step: None takes the newest checkpoint that verifies. weights: "params", or "ema" when the run kept an average.
     template: a name or .jinja path in place of the model's own. heads: "score" for a reward model. Only the weights are
-    read, not the optimizer; adapters are added to the base that they were trained on. That sum and a Hugging Face
-    checkpoint are kept in the type that they are computed in, if it is the narrower one.
+    read, not the optimizer; adapters are added to the base that they were trained on. That sum, a Hugging Face
+    checkpoint and what lies on a mesh are kept in the type that they are computed in, if it is the narrower one.
     Errors: StorageError when there is no model or no sound checkpoint.
     """
     if step is not None and str(model).startswith("hf:"):
@@ -64,10 +67,14 @@ def load_run(
     chat_template = templates_lib.load(name, tokenizer) if name else None
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     dtype, own = decoder.compute_dtype(base.config), jax.numpy.dtype(base.config.param_dtype)
-    if base.is_run and (adapters.read(base.folder) is None or dtype.itemsize > own.itemsize):
+    is_whole = mesh is None and adapters.read(base.folder) is None
+    if base.is_run and (is_whole or dtype.itemsize > own.itemsize):
         dtype = own
+    shapes = decoder.abstract_params(base.config)
+    places = jax.tree.map(lambda _: place, shapes)
+    if mesh is not None:
+        places = decoder.param_shardings(base.config, mesh, rules)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
-        decoder.abstract_params(base.config),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), shapes, places
     )
     return Run(base.config, base.load(abstract), tokenizer, chat_template, base.step)
