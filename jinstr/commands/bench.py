@@ -88,7 +88,9 @@ def timed(call: Callable[[], object]) -> float:
 
 def _train(model, optimizer, mesh, rules, seq_len: int, batch_rows: int, steps: int) -> dict:
     transform = optimizer_lib.make_optimizer(optimizer, 1000)
-    abstract = state_lib.abstract_state(model, transform, mesh, rules, ema=False)
+    abstract = state_lib.abstract_state(
+        model, transform, mesh, rules, ema=False, moments=optimizer.moments
+    )
     state = state_lib.init_state(model, transform, abstract, 0)
     step = state_lib.make_step(model, optimizer, transform, mesh, rules, abstract)
     batch = state_lib.place_batch(random_batch(model.vocab_size, batch_rows, seq_len), mesh, rules)

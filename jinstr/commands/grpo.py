@@ -86,7 +86,7 @@ def grpo(
     opened = rewards_shared.open_rewards(reward, module, devices, rules)
     transform = optimizer_lib.make_optimizer(optimizer, config.iterations * config.updates)
     abstract = state_lib.abstract_state(
-        model, transform, devices, rules, ema=optimizer.ema_decay > 0
+        model, transform, devices, rules, ema=optimizer.ema_decay > 0, moments=optimizer.moments
     )
     checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
     frozen, record = startup.frozen_base(run_dir, model, base, devices, rules)

@@ -218,7 +218,7 @@ def check(shape: costs.Shape, batch_tokens: int) -> None:
 def planned(job: Job, model: config_lib.DecoderConfig, shape: costs.Shape) -> dict:
     """All figures of one setting. The compiler's out-of-memory is one of them."""
     mesh = None if job.devices is None else mesh_lib.make_mesh(mesh_config(job, shape), job.devices)
-    work, wires = costs.work(model, shape), costs.wires(model, shape)
+    work, wires = work_of(job, model, shape), costs.wires(model, shape)
     capacity = chips_lib.CHIPS[job.place.chip].memory if job.place.chip else 0.0
     result = {
         "topology": job.place.text, "by": by(job.place), "mesh": shape.mesh, "slices": shape.slices,
@@ -251,6 +251,13 @@ def planned(job: Job, model: config_lib.DecoderConfig, shape: costs.Shape) -> di
     }  # fmt: skip
     estimate = estimates.of_compiled(job.place, found, work) if job.place.kind == "tpu" else None
     return finished(job, result, shape, estimate)
+
+
+def work_of(job: Job, model: config_lib.DecoderConfig, shape: costs.Shape) -> costs.Work:
+    """With moments that wait on the host, which come and go for every update."""
+    work = costs.work(model, shape)
+    state, _ = job.abstract(model, mesh_lib.abstract(shape.mesh))
+    return work._replace(host=work.host + 2 * costs.tree_bytes(state["opt_state"], host=True))
 
 
 def mesh_config(job: Job, shape: costs.Shape) -> mesh_lib.MeshConfig:
@@ -350,7 +357,7 @@ def searched(
             continue
         place = job.place if job.place.chip else chips_lib.parse("gpu:h100:1")
         estimate = estimates.by_formula(
-            place, costs.wires(candidate, cut), costs.work(candidate, cut)
+            place, costs.wires(candidate, cut), work_of(job, candidate, cut)
         )
         guesses.append((estimate.highest, candidate, cut))
     guesses.sort(key=lambda each: each[0])

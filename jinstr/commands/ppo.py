@@ -102,7 +102,7 @@ def ppo(
     moving = max(1, config.iterations - algorithm.critic_warmup)  # iterations that move the policy
     transform = optimizer_lib.make_optimizer(optimizer, moving * config.updates)
     abstract = state_lib.abstract_state(
-        model, transform, devices, rules, ema=optimizer.ema_decay > 0
+        model, transform, devices, rules, ema=optimizer.ema_decay > 0, moments=optimizer.moments
     )
     checkpointer = checkpoint_lib.Checkpointer(run_dir, checkpoint)
     frozen, record = startup.frozen_base(run_dir, model, base, devices, rules)

@@ -116,7 +116,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     groups = slices_of(devices, config.slices)
     if found["data"] % len(groups):
         raise errors.ConfigError(
-            "JI-MESH-003",
+            "JI-MESH-005",
             f"mesh {found}: `data` is laid over the {len(groups)} slices, so MESH_DATA must be a multiple of "
             f"{len(groups)}: MESH_DATA={len(groups)}, and the other axes within {len(devices) // len(groups)} devices",
         )

@@ -82,7 +82,9 @@ def trained(
 ) -> tuple:
     """(transformation, abstract state, step) of a critic's model. options: as in state.make_step."""
     transform = optimizer_lib.make_optimizer(optimizer, updates)
-    abstract = state_lib.abstract_state(model, transform, mesh, rules, ema=False)
+    abstract = state_lib.abstract_state(
+        model, transform, mesh, rules, ema=False, moments=optimizer.moments
+    )
     step = state_lib.make_step(
         model, optimizer, transform, mesh, rules, abstract, microbatches,
         objective=objectives.value_objective(model, loss, rules), options=options,

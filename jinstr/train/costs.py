@@ -78,11 +78,12 @@ def arguments(abstract: dict, frozen: dict, batch: dict) -> dict[str, int]:
     return {name: tree_bytes(tree) for name, tree in parts.items() if jax.tree.leaves(tree)}
 
 
-def tree_bytes(tree) -> int:
-    """Bytes on one device of abstract arrays with shardings."""
+def tree_bytes(tree, host: bool = False) -> int:
+    """Bytes on one device of abstract arrays with shardings; or of those that wait for it on its host."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if (leaf.sharding.memory_kind == "pinned_host") == host
     )
 
 
@@ -213,5 +214,5 @@ def wires(model: config_lib.DecoderConfig, shape: Shape) -> dict[str, float]:
 def abstract_state(model, optimizer, mesh, rules: mesh_lib.AxisRules, ema: bool):
     """(state, frozen base) without values, and the transformation that the state belongs to."""
     transform = optimizer_lib.make_optimizer(optimizer, 1000)
-    abstract = state_lib.abstract_state(model, transform, mesh, rules, ema)
+    abstract = state_lib.abstract_state(model, transform, mesh, rules, ema, optimizer.moments)
     return abstract, state_lib.abstract_frozen(model, mesh, rules), transform

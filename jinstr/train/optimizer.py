@@ -28,6 +28,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # not on norms and biases
     clip_norm: float = 1.0  # global gradient norm; 0 = no clipping
     mu_dtype: str = "float32"  # type of the first moment
+    moments: str = "device"  # where they wait between updates: device | host
     z_loss: float = 0.0  # weight of logsumexp²
     muon_learning_rate: float = 0.02  # peak for the matrices under muon
     ema_decay: float = 0.0  # keep an average of the parameters too; 0 = no
@@ -36,6 +37,7 @@ class OptimizerConfig:
         choices = {
             "name": ("adamw", "muon", "adafactor"),
             "schedule": ("cosine", "wsd", "constant"),
+            "moments": ("device", "host"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:

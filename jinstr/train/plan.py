@@ -14,7 +14,7 @@ from jinstr.data import readers
 from jinstr.models import config as config_lib
 from jinstr.models import decoder
 from jinstr.parallel import mesh as mesh_lib
-from jinstr.train import hub, startup
+from jinstr.train import costs, hub, startup
 from jinstr.train import optimizer as optimizer_lib
 from jinstr.train import state as state_lib
 
@@ -66,6 +66,7 @@ def _memory(model: config_lib.DecoderConfig, settings: dict) -> Iterator[str]:
         mesh,
         settings["rules"],
         ema=optimizer.ema_decay > 0,
+        moments=optimizer.moments,
     )
     frozen = state_lib.abstract_frozen(model, mesh, settings["rules"])
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract["params"]))
@@ -89,7 +90,7 @@ def _memory(model: config_lib.DecoderConfig, settings: dict) -> Iterator[str]:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
             abstract["params"],
         )
-    sizes = {name: _tree_bytes(tree) for name, tree in parts.items()}
+    sizes = {name: costs.tree_bytes(tree) for name, tree in parts.items()}
     if "questions" in settings:
         sizes |= _writing(model, settings, abstract["params"], mesh)
     total = 0
@@ -97,6 +98,8 @@ def _memory(model: config_lib.DecoderConfig, settings: dict) -> Iterator[str]:
         total += size
         yield f"    {name:<26} {size / 1e6:12,.1f} MB"
     yield f"    {'together':<26} {total / 1e6:12,.1f} MB"
+    if waiting := costs.tree_bytes(abstract["opt_state"], host=True):
+        yield f"    {'and for it on its host':<26} {waiting / 1e6:12,.1f} MB"
 
 
 def _writing(model: config_lib.DecoderConfig, settings: dict, params: dict, mesh) -> dict[str, int]:
@@ -128,14 +131,6 @@ def _practice(settings: dict) -> Iterator[str]:
         f"to {settings['rollout'].max_new_tokens:,} tokens, {config.updates:,} updates each"
     )
     yield f"    questions of {settings['questions'].prompts}"
-
-
-def _tree_bytes(tree) -> int:
-    return sum(_device_bytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _data(data: dataset_lib.DataConfig, loop_config) -> Iterator[str]:

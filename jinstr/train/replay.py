@@ -87,7 +87,9 @@ def open_run(run_dir: pathlib.Path, settings: dict[str, Any], num_devices: int) 
     devices = jax.devices()[: num_devices or None]
     mesh = mesh_for(settings["mesh"], data_set.train.config.batch_rows, model.hidden_size, devices)
     transform = optimizer_lib.make_optimizer(optimizer, num_steps)
-    abstract = state_lib.abstract_state(model, transform, mesh, rules, ema=optimizer.ema_decay > 0)
+    abstract = state_lib.abstract_state(
+        model, transform, mesh, rules, ema=optimizer.ema_decay > 0, moments=optimizer.moments
+    )
     record, frozen = adapters.read(run_dir), {}
     if record is not None:
         frozen = base_lib.recorded(record, run_dir).load(

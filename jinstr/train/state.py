@@ -32,8 +32,12 @@ def abstract_state(
     mesh: Mesh,
     rules: mesh_lib.AxisRules,
     ema: bool,
+    moments: str = "device",
 ) -> dict:
-    """State with ShapeDtypeStruct leaves that carry their sharding: the target of init and of restore."""
+    """State with ShapeDtypeStruct leaves that carry their sharding: the target of init and of restore.
+
+    moments: of OptimizerConfig; on the host, they lie in parts as on the devices.
+    """
     params = lora.trained(model, decoder.abstract_params(model))
     shardings = lora.trained(model, decoder.param_shardings(model, mesh, rules))
     whole = mesh_lib.replicated(mesh)
@@ -43,7 +47,9 @@ def abstract_state(
         if isinstance(leaf, optax.MaskedNode):  # another optimizer's parameter
             return leaf
         # Factored moments (adafactor) have other shapes than their parameter: small, so kept whole.
-        return sharding if leaf.shape == param.shape else whole
+        if leaf.shape != param.shape:
+            return whole
+        return sharding.with_memory_kind("pinned_host") if moments == "host" else sharding
 
     # Without this the optimizer's `count` would sit on one device and fail only after a restore.
     opt_shardings = optax.tree_map_params(
@@ -310,6 +316,10 @@ def make_step(
         if jax.config.jax_disable_jit:  # JINSTR_DEBUG: here values are numbers, not tracers
             objective.sums(state["params"], batch, frozen)
         sums, grads = accumulate(state["params"], batch, frozen)
+        if optimizer.moments == "host":
+            state = state | {
+                "opt_state": jax.device_put(state["opt_state"], jax.memory.Space.Device)
+            }
         weight = jnp.maximum(objective.weight(batch), 1e-8)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         sums["loss"], grads = _with_faults(state["step"] + 1, sums["loss"], grads)

@@ -204,4 +204,21 @@ def test_the_tpu_compiler_with_slices(tmp_path, capsys, remat):
         assert run.main(["plan", *words]) == 78
         assert "MESH_SLICES=-1" in capsys.readouterr().err
         assert run.main(["plan", *words, "MESH_SLICES=-1", "MESH_FSDP=8"]) == 78
-        assert "JI-MESH-003" in capsys.readouterr().err
+        assert "JI-MESH-005" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ,
+    reason="needs libtpu (pip install 'jinstr[plan]')",
+)
+def test_the_tpu_compiler_with_moments_on_the_host(tmp_path):
+    """They are no arguments on the chip, and the step with its way to and from the host compiles."""
+    words = [*TINY, "TOPOLOGY=v5e:2x2", "MESH_FSDP=4"]
+    _, here = plan(tmp_path, *words)
+    status, found = plan(tmp_path, *words, "MOMENTS=host")
+    assert status == 0 and found["memory"]["optimizer"] < 0.01 * here["memory"]["optimizer"]
+    away = here["arguments"] - found["arguments"]
+    assert away == pytest.approx(here["memory"]["optimizer"], rel=0.05)
+    assert found["work"]["host"] == pytest.approx(2 * here["memory"]["optimizer"], rel=0.01)
+    assert found["time"]["host"] > 0 == here["time"]["host"]

@@ -98,7 +98,7 @@ def test_processes_stand_in_for_slices_that_are_not_reported():
 @pytest.mark.parametrize(
     "devices, config, wanted",
     [
-        (tpus(2), dict(data=1, fsdp=32, slices=-1), "JI-MESH-003.*multiple of 2.*within 16 devices"),
+        (tpus(2), dict(data=1, fsdp=32, slices=-1), "JI-MESH-005.*multiple of 2.*within 16 devices"),
         (tpus(2), dict(fsdp=16), "JI-MESH-004.*2 TPU slices; set MESH_SLICES=-1"),
         (tpus(2), dict(fsdp=16, slices=4), "JI-MESH-004.*of 2 slices and 8 processes"),
         (gpus(2)[:-1], dict(slices=-1), r"JI-MESH-004.*\[3, 4\] devices"),
