@@ -17,6 +17,7 @@ import numpy as np
 
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora
+from jinstr.parallel import processes
 
 
 def matmul_weights(config: config_lib.DecoderConfig) -> int:
@@ -70,7 +71,9 @@ class Meter:
     def __init__(self, config: config_lib.DecoderConfig, before: Mapping[str, float] | None = None):
         """before: the `totals` of the run up to the checkpoint that it goes on from."""
         self._config = config
-        self._ceiling = matmul_ceiling(decoder.compute_dtype(config)) * jax.device_count()
+        self._ceiling = np.inf
+        if not processes.index():  # only the first of several processes tells of it
+            self._ceiling = matmul_ceiling(decoder.compute_dtype(config)) * jax.device_count()
         before = before or {}
         self.tokens_seen = before.get("tokens", 0.0)
         self.flops = before.get("flops", 0.0)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from jinstr import errors
-from jinstr.parallel import processes
+from jinstr.parallel import addresses, processes
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -31,7 +31,7 @@ BY_HAND = {
 
 
 def found(variables, **others):
-    address = processes.find(variables | others)
+    address = addresses.find(variables | others)
     return address and address[:4]
 
 
@@ -54,7 +54,7 @@ def test_by_hand_comes_first():
 )
 def test_what_is_incomplete_or_contradicts_is_refused(change, words):
     with pytest.raises(errors.ConfigError, match=words):
-        processes.find(BY_HAND | change)
+        addresses.find(BY_HAND | change)
 
 
 def test_a_step_of_srun():
@@ -107,7 +107,7 @@ def metadata(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
-    monkeypatch.setattr(processes, "_has_tpu", lambda: True)
+    monkeypatch.setattr(addresses, "_has_tpu", lambda: True)
     monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
     yield told
     server.shutdown()
@@ -118,15 +118,15 @@ def test_the_hosts_of_a_tpu_slice(metadata):
         "agent-worker-number": "1",
         "worker-network-endpoints": "a:1:127.0.0.1,b:2:127.0.0.2",
     }
-    assert processes._by_tpu()[:4] == ("127.0.0.1:8482", 2, 1, None)
+    assert addresses.of_tpu()[:4] == ("127.0.0.1:8482", 2, 1, None)
     metadata["worker-network-endpoints"] = "a:1:127.0.0.1"  # a single host
     metadata["agent-worker-number"] = "0"
-    assert processes._by_tpu() is None
+    assert addresses.of_tpu() is None
 
 
 def test_the_pods_of_a_tpu_slice(metadata, monkeypatch):
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "127.0.0.3,127.0.0.4,127.0.0.5")
     monkeypatch.setenv("TPU_WORKER_ID", "2")
-    assert processes._by_tpu()[:4] == ("127.0.0.3:8482", 3, 2, None)
-    monkeypatch.setattr(processes, "_has_tpu", lambda: False)
-    assert processes._by_tpu() is None  # JAX_PLATFORMS=cpu, or no TPU: nobody is asked
+    assert addresses.of_tpu()[:4] == ("127.0.0.3:8482", 3, 2, None)
+    monkeypatch.setattr(addresses, "_has_tpu", lambda: False)
+    assert addresses.of_tpu() is None  # JAX_PLATFORMS=cpu, or no TPU: nobody is asked

@@ -181,7 +181,8 @@ def told(name, **facts):
 
 
 class Two:
-    """The run of two processes that faults are held against: six steps, a save every two."""
+    """The run of two processes that faults are held against: six steps, a save after each, so that one is committed
+    when a fault comes."""
 
     def __init__(self, world):
         self.world, self.place = world, world.folder
@@ -191,7 +192,7 @@ class Two:
         self.losses = several.losses(place / "undisturbed")
 
     def words(self, name, count=2, **options):
-        words = several.words(self.place, "pretrain", name, NUM_STEPS=6)
+        words = several.words(self.place, "pretrain", name, NUM_STEPS=6, SAVE_EVERY=1)
         return several.Run(self.world, words, count, **options)
 
     def restart_is_exact(self, name):
@@ -241,7 +242,9 @@ def test_a_process_is_stopped(two, stopped):
 
 @pytest.mark.slow
 def test_a_process_sleeps_while_its_heart_beats(two):
-    words = several.words(two.place, "pretrain", "asleep", NUM_STEPS=6, STALL_SECONDS=40)
+    words = several.words(
+        two.place, "pretrain", "asleep", NUM_STEPS=6, SAVE_EVERY=1, STALL_SECONDS=40
+    )
     run = several.Run(two.world, words, 2, faults={0: "", 1: "step@4=hang"})
     run.until("fault: step@4=hang", 1)
     began = time.monotonic()
