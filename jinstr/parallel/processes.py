@@ -23,7 +23,8 @@ from jinstr.parallel import addresses
 HEARTBEAT_SECONDS = 30  # without a sign of life of a process, after which JAX ends all others
 LOOK_SECONDS = 0.5  # between looks at whether another process has ended
 LEAVE_SECONDS = 6.0  # that a process which ends waits for the others to have noticed
-PATIENCE = {75: 3.0}  # seconds to end by itself, too, where another one ended so; else a look
+# Seconds to end by itself, too, where another one ended so; for other statuses, a look.
+PATIENCE = {65: 5.0, 75: 5.0, 78: 5.0}
 # Statuses that are true of the whole run: the others end with the same one. Any other is that of a lost peer to them.
 SHARED = (65, 70, 71, 73, 74, 75, 78)
 LOST = errors.PeerError.exit_code
@@ -31,7 +32,6 @@ _ENDED, _LEFT = "jinstr/ended", "jinstr/left/"
 
 _here = addresses.Address("", 1, 0)
 _client: Any = None
-_answered = 0.0  # when the service of process 0 last answered
 _over = threading.Event()  # this process is about to end
 _last_word: Callable[[int, str], None] = print  # told of an end that another process brings
 
@@ -58,7 +58,7 @@ def start(last_word: Callable[[int, str], None]) -> None:
     last_word(status, words) is called before this process ends because of another one.
     Errors: ConfigError of addresses.find; PeerError where the others do not come.
     """
-    global _here, _client, _last_word, _answered
+    global _here, _client, _last_word
     address = addresses.find(os.environ) or addresses.of_tpu()
     if address is None or _client is not None:
         return
@@ -89,22 +89,14 @@ def start(last_word: Callable[[int, str], None]) -> None:
     if address.index:
         # What all of them do alike, the first one tells.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for good)
-    _answered = time.monotonic()
-    for work in (_listen, _guard):
-        threading.Thread(target=work, name="processes", daemon=True).start()
+    threading.Thread(target=_listen, name="processes", daemon=True).start()
 
 
 def _ended() -> dict | None:
     """What the first process that ended with an error said."""
-    global _answered
-    try:
-        found = json.loads(_client.key_value_try_get(_ENDED))
-    except Exception as error:  # nobody has ended, or there is no service any more
-        if "NOT_FOUND" in str(error):
-            _answered = time.monotonic()
-        return None
-    _answered = time.monotonic()
-    return found
+    with contextlib.suppress(Exception):  # nobody has ended, or there is no service any more
+        return json.loads(_client.key_value_try_get(_ENDED))
+    return None
 
 
 def _listen() -> None:
@@ -117,27 +109,10 @@ def _listen() -> None:
     if _over.wait(PATIENCE.get(told["status"], LOOK_SECONDS)):
         return  # it ends by itself
     status = _own_status(told)
-    _say(
-        status,
-        f"JI-PEER-002: process {told['index']} of {count()} ended with {told['status']}; its log says why",
-    )
-    _go(status)
-
-
-def _guard() -> None:
-    """In a thread: does process 0 answer at all? JAX waits for the answer of one that is stopped for ever."""
-    heard, looks = _answered, 0
-    while not _over.wait(LOOK_SECONDS):
-        # Looks are counted, not seconds: this process itself may have been held up.
-        heard, looks = _answered, looks + 1 if heard == _answered else 0
-        if looks * LOOK_SECONDS > HEARTBEAT_SECONDS:
-            _say(LOST, f"JI-PEER-005: process 0 has not answered for {HEARTBEAT_SECONDS} s")
-            os._exit(LOST)
-
-
-def _say(status: int, words: str) -> None:
+    words = f"JI-PEER-002: process {told['index']} of {count()} ended with {told['status']}; its log says why"
     os.write(2, f"\njinstr: {words}\n".encode())
     _last_word(status, words)
+    _go(status)
 
 
 def _own_status(told: dict) -> int:
