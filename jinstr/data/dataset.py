@@ -171,9 +171,8 @@ def load(
     batch_rows(config)
     found = prepare_sets(config, may_prepare=may_prepare, **settings)
     data = pack(config, found, seed, kinds)
-    if may_prepare:  # else several processes would all say it
-        for line in what_was_left_out(found, config.seq_len):
-            print(line)
+    for line in what_was_left_out(found, config.seq_len):
+        print(line)
     return data
 
 

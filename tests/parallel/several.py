@@ -149,8 +149,9 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
 
     def done(self) -> None:
-        texts = "\n".join(map(self.text, range(self.count)))
-        assert self.end() == [0] * self.count, texts[-6000:]
+        statuses = self.end()
+        texts = "\n".join(self.text(index)[-3000:] for index in range(self.count))
+        assert statuses == [0] * self.count, texts
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:
