@@ -161,7 +161,9 @@ def state_of(model, optimizer, place: Place) -> tuple:
     """(transformation, abstract state) of a model that is trained."""
     transform = optimizer_lib.make_optimizer(optimizer, 1000)
     ema = optimizer.ema_decay > 0
-    return transform, state_lib.abstract_state(model, transform, *place, ema=ema)
+    return transform, state_lib.abstract_state(
+        model, transform, *place, ema=ema, moments=optimizer.moments
+    )
 
 
 def _narrow(model: config_lib.DecoderConfig, place: Place) -> dict:
