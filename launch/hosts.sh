@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A run on hosts that are reached by ssh, one process per host with all its devices; no scheduler. From the repository, which
-# lies in the same place on every host, as DATA and RUN_DIR do (a shared disk); it may be started on one of them:
+# lies in the same place on every host, as DATA and RUN_DIR do (a shared disk), with .venv made by
+# "bash launch/local_gpu.sh --help" before; the script may run on one of the hosts:
 #   HOSTS="gpu1 gpu2" bash launch/hosts.sh [--script=local_gpu.sh] [--port=12321] [--print] -- pretrain gin_configs/model/1b.gin DATA=… RUN_DIR=…
 # --script: what starts jinstr on a host, 'local_tpu.sh v5e' for example. The first host is where the processes find each
 # other, by its name in HOSTS and --port, or by JINSTR_COORDINATOR (ADDRESS:PORT) where others know it by another name. Variables
