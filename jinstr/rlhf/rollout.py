@@ -163,14 +163,18 @@ def _check(config, prompts, row_ids, limits, rollout_config, devices: int) -> No
             )
 
 
-def _read(prompts, columns, pad_id, shapes: Shapes, mesh, rules, numbers: range):
-    """The prompts of these numbers, left-padded [R, P], and their columns {name: [R]}."""
-    surplus = shapes.prefilled(len(numbers)) - len(numbers)
-    chosen = [prompts[n] for n in numbers] + [[pad_id]] * surplus
+def _read(prompts, columns, pad_id, shapes: Shapes, mesh, rules, numbers: range, at):
+    """The prompts of these numbers, left-padded [R, P], and their columns {name: [R]}, at these places of R."""
+    rows = shapes.prefilled(len(numbers))
+    chosen = [[pad_id]] * rows
+    for place, number in zip(at, numbers):
+        chosen[place] = prompts[number]
     prompts_Rp, lengths_R = sampler_lib.left_pad(chosen, pad_id)
     extra = shapes.places - prompts_Rp.shape[1]
     prompts_RP = np.pad(prompts_Rp, ((0, 0), (extra, 0)), constant_values=pad_id)
-    new = {name: np.pad(column[numbers], (0, surplus)) for name, column in columns.items()}
+    new = {name: np.zeros(rows, column.dtype) for name, column in columns.items()}
+    for name, column in columns.items():
+        new[name][at] = column[numbers]
     new["lengths_B"] = lengths_R
     if mesh is None:
         return prompts_RP, new, lengths_R
@@ -190,7 +194,8 @@ def _write_all(batch: rows_lib.Batch, count: int, read, shapes: Shapes, devices:
         moves += batch.make_room(shapes.places)
         numbers = range(taken, min(count, taken + batch.rows - batch.live))
         if numbers:
-            batch.insert(numbers, *read(numbers))
+            places = batch.places(len(numbers), shapes.prefilled(len(numbers)))
+            batch.insert(numbers, places, *read(numbers, places))
             taken = numbers.stop
             prefills += 1
         if taken == count:

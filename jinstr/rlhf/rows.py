@@ -83,9 +83,10 @@ def _after(fixed: Fixed, state: dict, ids_B, live_B) -> dict:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def insert(fixed: Fixed, params, serving, state, noise, clock, prompts_RP, new, rows_R):
-    """Give rows_R of the state (B and above: dropped) new prompts and their first token: (state, ids [R], logp [R]).
+    """Give rows_R of the state (B: dropped) new prompts and their first token: (state, ids [R], logp [R]).
 
-    new: {lengths_B, row_ids_B, limit_B}, i32 [R] each; prompts are left-padded.
+    new: {lengths_B, row_ids_B, limit_B}, i32 [R] each; prompts are left-padded. With as many prompts as rows each
+    stands where its row does (`Batch.places`), so that no device needs the keys and values of another.
     """
     R, P = prompts_RP.shape
     config = fixed.config
@@ -104,18 +105,27 @@ def insert(fixed: Fixed, params, serving, state, noise, clock, prompts_RP, new, 
     ids_R, logp_R = sampler_lib.choose(fixed.sampling, new | noise, logits_RV, new["length_B"])
     new |= _after(fixed, new, ids_R, ~new["done_B"])
 
+    is_own = R == len(state["done_B"])  # each prompt stands where its row does
+
+    def taken(old_B, new_R):
+        if not is_own:
+            return old_B.at[rows_R].set(new_R, mode="drop")
+        is_new_B = (rows_R < R).reshape(-1, *[1] * (old_B.ndim - 1))
+        return jnp.where(is_new_B, new_R, old_B)
+
     def put(old_XSH, new_XPH):
         # Whole rows: what stands beside the prompt is never seen, and a write of whole rows needs no inner index.
         K, (S, H) = config.num_kv_heads, old_XSH.shape[-2:]
+        new_RKPH = new_XPH.reshape(R, K, P, H).astype(old_XSH.dtype)
+        if not is_own:  # rows change devices: sent as they are, before room is made around them
+            heads = "kv_heads" if old_XSH.ndim == 4 else None
+            new_RKPH = mesh_lib.constrain(new_RKPH, fixed.rules.spec(None, heads, None, None))
         row_RKSH = jax.lax.dynamic_update_slice(
-            jnp.zeros((R, K, S, H), old_XSH.dtype),
-            new_XPH.reshape(R, K, P, H).astype(old_XSH.dtype),
-            (0, 0, clock - P, 0),
+            jnp.zeros((R, K, S, H), old_XSH.dtype), new_RKPH, (0, 0, clock - P, 0)
         )
-        old_BKSH = old_XSH.reshape(-1, K, S, H)
-        return old_BKSH.at[rows_R].set(row_RKSH, mode="drop").reshape(old_XSH.shape)
+        return taken(old_XSH.reshape(-1, K, S, H), row_RKSH).reshape(old_XSH.shape)
 
-    put_in = {name: state[name].at[rows_R].set(new[name], mode="drop") for name in new}
+    put_in = {name: taken(state[name], new[name]) for name in new}
     state = state | put_in | {"cache": jax.tree.map(put, state["cache"], cache)}
     return _pin(fixed.rules, state), ids_R, logp_R
 
@@ -187,7 +197,11 @@ class Batch:
         self._state = empty(fixed, rows, slots)
         self._prompt_B = np.full(rows, -1)  # number of the prompt that a row answers; -1 = none
         self._start_B = np.zeros(rows, np.int64)
-        self._firsts: tuple = ((), (), ())  # (numbers, ids, logp): first tokens not yet fetched
+        self._firsts: tuple = (
+            (),
+            (),
+            (),
+        )  # (numbers and places, ids, logp): first tokens not yet fetched
 
     @property
     def rows(self) -> int:
@@ -197,13 +211,20 @@ class Batch:
     def live(self) -> int:
         return int((self._prompt_B >= 0).sum())
 
-    def insert(self, numbers: Sequence[int], prompts_RP, new: dict, lengths_R) -> None:
-        """Free rows answer the prompts of these numbers; the rows of the arrays beyond them are dropped."""
+    def places(self, count: int, read: int) -> np.ndarray:
+        """Where `count` new prompts stand among the `read` that a prefill reads: where they will be, if it has place
+        for all rows."""
+        if read == self.rows:
+            return np.flatnonzero(self._prompt_B < 0)[:count]
+        return np.arange(count)
+
+    def insert(self, numbers: Sequence[int], places, prompts_RP, new: dict, lengths_R) -> None:
+        """Free rows answer the prompts of these numbers, which stand in these places; others are dropped."""
         free = np.flatnonzero(self._prompt_B < 0)[: len(numbers)]
         rows_R = np.full(len(prompts_RP), self.rows, np.int32)
-        rows_R[: len(free)] = free
+        rows_R[places] = free
         self._prompt_B[free] = numbers
-        self._start_B[free] = self._clock - lengths_R[: len(free)]
+        self._start_B[free] = self._clock - lengths_R[places]
         self._state, ids_R, logp_R = insert(
             self._fixed,
             self._params,
@@ -215,16 +236,17 @@ class Batch:
             new,
             rows_R,
         )
-        self._firsts = (numbers, ids_R, logp_R)
+        self._firsts = (list(zip(numbers, places)), ids_R, logp_R)
 
     def advance(self) -> tuple[list[tuple], list[tuple], int]:
         """One chunk: ([(number, ids, logp)] that were written, [(number, ended)] that need no more, steps)."""
         self._state, seen = advance(
             self._fixed, self._serving, self._state, self._noise, np.int32(self._clock)
         )
-        seen, (numbers, ids_R, logp_R) = together.fetch((seen, self._firsts))
+        numbers, *firsts = self._firsts
+        seen, (ids_R, logp_R) = together.fetch((seen, firsts))
         self._firsts = ((), (), ())
-        written = [(n, ids_R[i : i + 1], logp_R[i : i + 1]) for i, n in enumerate(numbers)]
+        written = [(n, ids_R[i : i + 1], logp_R[i : i + 1]) for n, i in numbers]
         finished = []
         for row in np.flatnonzero(self._prompt_B >= 0):
             number, count = self._prompt_B[row], seen["count_B"][row]
