@@ -1,8 +1,7 @@
 """Where the processes of a run meet. In this order it is told by
 
-    JINSTR_COORDINATOR=host:port JINSTR_PROCESSES=4 JINSTR_PROCESS=0    plain lists of machines
-    srun (SLURM_…), mpirun of Open MPI (OMPI_…)                         nothing has to be set
-    the metadata of a TPU slice                                         nothing has to be set
+    JINSTR_COORDINATOR=host:port JINSTR_PROCESSES=4 JINSTR_PROCESS=0        plain lists of machines
+    srun (SLURM_…), mpirun of Open MPI (OMPI_…), metadata of a TPU slice    nothing has to be set
 
 and without any of these a process is alone.
 """
