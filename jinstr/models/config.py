@@ -13,7 +13,8 @@ from jinstr import errors, settings
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 # What of a layer the forward pass leaves on the device for the backward pass, which computes the rest again; from much
 # memory to little. After MaxText's ladder: minimal is its minimal_with_context, attention its
-# save_dot_with_context_except_mlp, offload the latter and layers' inputs in the host's memory.
+# save_dot_with_context_except_mlp, offload the latter and layers' inputs in the host's memory. The TPU compiler's own
+# figures fall along it, but for offload on small layers: what is on its way then takes more than `full` keeps.
 REMAT = {
     "none": "everything",
     "minimal": "what matrix products and attention make",
