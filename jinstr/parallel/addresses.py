@@ -75,16 +75,20 @@ def _port(job: int) -> str:
     return os.environ.get("JAX_COORDINATOR_PORT") or str(65536 - _PORTS + job % _PORTS)
 
 
-def _placed(
-    coordinator: str, total: int, own: int, local: int, beside: int, told_by: str
-) -> Address:
-    """local: number of this process on its machine, of `beside`. Of several each has a device of its own."""
-    if own >= total:
+def _device(environment: Mapping[str, str], local: int, beside: int) -> int | None:
+    """The device of a process that is the `local`-th of `beside` ones on its machine; None = all that it sees."""
+    seen = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    # Each may see its own one alone already (srun --gpus-per-task).
+    return local if beside > 1 and not (seen[0] and len(seen) < beside) else None
+
+
+def _checked(address: Address) -> Address:
+    if address.index >= address.count:
         raise errors.ConfigError(
             "JI-PROCESS-004",
-            f"{told_by} tells of process {own} of {total}; start it by srun or mpirun itself",
+            f"{address.told_by} tells of process {address.index} of {address.count}; start it by srun or mpirun itself",
         )
-    return Address(coordinator, total, own, local if beside > 1 else None, told_by)
+    return address
 
 
 def _by_slurm(environment: Mapping[str, str]) -> Address | None:
@@ -101,7 +105,8 @@ def _by_slurm(environment: Mapping[str, str]) -> Address | None:
         "SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "")
     )
     beside = max(map(int, re.findall(r"(?:^|,)(\d+)", tasks)), default=total)
-    return _placed(coordinator, total, own, local, beside, "srun")
+    device = _device(environment, local, beside)
+    return _checked(Address(coordinator, total, own, device, "srun"))
 
 
 def _by_open_mpi(environment: Mapping[str, str]) -> Address | None:
@@ -122,7 +127,8 @@ def _by_open_mpi(environment: Mapping[str, str]) -> Address | None:
             f"process 0, {VARIABLES[1]} and {VARIABLES[2]}",
         )
     name = host[1] or f"[{host[2]}]"
-    return _placed(f"{name}:{_port(job // _PORTS)}", total, own, local or 0, beside or 1, "mpirun")
+    device = _device(environment, local or 0, beside or 1)
+    return _checked(Address(f"{name}:{_port(job // _PORTS)}", total, own, device, "mpirun"))
 
 
 def _has_tpu() -> bool:

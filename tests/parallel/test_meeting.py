@@ -63,6 +63,8 @@ def test_a_step_of_srun():
     assert found(SLURM) == (f"node007:{port}", 10, 3, 1)
     one = {"SLURM_STEP_TASKS_PER_NODE": "1(x10)", "SLURM_LOCALID": "0"}
     assert found(SLURM | one) == (f"node007:{port}", 10, 3, None)
+    assert found(SLURM, CUDA_VISIBLE_DEVICES="0,1")[3] == 1
+    assert found(SLURM, CUDA_VISIBLE_DEVICES="0")[3] is None  # srun --gpus-per-task=1
     for nodes in ("node007", "node007,other", "node007,node[08-09]"):
         assert found(SLURM, SLURM_STEP_NODELIST=nodes)[0] == f"node007:{port}"
     assert found(SLURM, SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0") is None
