@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import contextvars
 import functools
 import itertools
 import json
@@ -22,43 +23,42 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jinstr.parallel import processes
 
-DAY = (
-    24 * 3600 * 1000
-)  # milliseconds; whether the others live and move on is watched by others means
+DAY = 24 * 3600 * 1000  # milliseconds; that the others live and move on is watched by other means
+KEPT = 4  # decisions of one name that no process can be behind: collectives come between them
 _numbers: collections.defaultdict[str, itertools.count] = collections.defaultdict(itertools.count)
-_alone = False
+_alone = contextvars.ContextVar("alone", default=False)  # a save may be committed in another thread
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Within, this process does something by itself: it waits for nobody and tells nobody."""
-    global _alone
-    before, _alone = _alone, True
+    token = _alone.set(True)
     try:
         yield
     finally:
-        _alone = before
+        _alone.reset(token)
 
 
 def count() -> int:
     """Processes that take part in what is done: 1 within `alone`."""
-    return 1 if _alone else processes.count()
+    return 1 if _alone.get() else processes.count()
 
 
 def index() -> int:
     """Number of this process among them."""
-    return 0 if _alone else processes.index()
+    return 0 if _alone.get() else processes.index()
 
 
-def _key(name: str) -> str:
-    """A name that was not used before, the same in all processes."""
-    return f"jinstr/{name}/{next(_numbers[name])}"
+def _keys(name: str) -> tuple[str, str]:
+    """(a key that was not used before, the same in all processes; one so old that all have read it)."""
+    number = next(_numbers[name])
+    return f"jinstr/{name}/{number}", f"jinstr/{name}/{number - KEPT}"
 
 
 def barrier(name: str) -> None:
     """Wait until all processes are here. May be called in a thread."""
     if count() > 1:
-        processes.client().wait_at_barrier(_key(name), DAY)
+        processes.client().wait_at_barrier(_keys(name)[0], DAY)
 
 
 def first_decides(name: str, decide: Callable[[], Any]) -> Any:
@@ -68,31 +68,29 @@ def first_decides(name: str, decide: Callable[[], Any]) -> Any:
     """
     if count() == 1:
         return decide()
-    key = _key(name)
+    (key, old), client = _keys(name), processes.client()
     if index():
-        return json.loads(processes.client().blocking_key_value_get(key, DAY))
+        return json.loads(client.blocking_key_value_get(key, DAY))
     found = json.dumps(decide())
-    processes.client().key_value_set(key, found)
+    client.key_value_set(key, found)
+    client.key_value_delete(old)
     return json.loads(found)
 
 
 def gathered(name: str, value: Any) -> list:
-    """The value, of JSON values, of every process, in their order. May be called in a thread."""
+    """For the first process: the value, of JSON values, of every process, in their order; [] for the others. May be
+    called in a thread."""
     if count() == 1:
         return [value]
-    key, client = _key(name), processes.client()
-    client.key_value_set(f"{key}/{index()}", json.dumps(value))
-    return [json.loads(client.blocking_key_value_get(f"{key}/{i}", DAY)) for i in range(count())]
-
-
-@contextlib.contextmanager
-def first_before_others(name: str) -> Iterator[None]:
-    """The first process goes through this by itself, then the others do: it finds and writes what they only read."""
+    (key, _), client = _keys(name), processes.client()
     if index():
-        barrier(name)
-    yield
-    if not index():
-        barrier(name)
+        client.key_value_set(f"{key}/{index()}", json.dumps(value))
+        return []
+    others = [f"{key}/{number}" for number in range(1, count())]
+    found = [json.loads(client.blocking_key_value_get(other, DAY)) for other in others]
+    for other in others:
+        client.key_value_delete(other)
+    return [value, *found]
 
 
 @functools.cache
@@ -164,7 +162,7 @@ def rows_here(sharding: NamedSharding, rows: int) -> Sequence[int] | None:
 
 
 def place_rows(values: Any, sharding: NamedSharding, rows: int) -> Any:
-    """Arrays of `rows_here` of a batch of so many rows → global arrays; an array of all rows may stand there, too."""
+    """Arrays of the `rows_here` of a batch of so many rows → global arrays."""
     if (here := rows_here(sharding, rows)) is None:
         return {
             name: jax.make_array_from_process_local_data(sharding, value)
