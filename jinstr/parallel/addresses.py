@@ -36,6 +36,11 @@ def find(environment: Mapping[str, str]) -> Address | None:
     Errors: ConfigError for variables that are incomplete or contradict each other.
     """
     found = _by_hand(environment) or _by_slurm(environment) or _by_open_mpi(environment)
+    if found and found.index >= found.count:
+        raise errors.ConfigError(
+            "JI-PROCESS-004",
+            f"{found.told_by} tells of process {found.index} of {found.count}; start it by srun or mpirun itself",
+        )
     return found if found and found.count > 1 else None
 
 
@@ -82,15 +87,6 @@ def _device(environment: Mapping[str, str], local: int, beside: int) -> int | No
     return local if beside > 1 and not (seen[0] and len(seen) < beside) else None
 
 
-def _checked(address: Address) -> Address:
-    if address.index >= address.count:
-        raise errors.ConfigError(
-            "JI-PROCESS-004",
-            f"{address.told_by} tells of process {address.index} of {address.count}; start it by srun or mpirun itself",
-        )
-    return address
-
-
 def _by_slurm(environment: Mapping[str, str]) -> Address | None:
     """A step of srun; in the batch script itself, which is one process, there is no list of the step's nodes."""
     nodes, job = environment.get("SLURM_STEP_NODELIST"), _number(environment, "SLURM_JOB_ID")
@@ -101,12 +97,10 @@ def _by_slurm(environment: Mapping[str, str]) -> Address | None:
     first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
     coordinator = f"{first[1]}{first[2] or ''}:{_port(job)}"
     # "2(x3),1" says of each node how many tasks it has; where any has several, each task has a device of its own.
-    tasks = environment.get(
-        "SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "")
-    )
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     beside = max(map(int, re.findall(r"(?:^|,)(\d+)", tasks)), default=total)
     device = _device(environment, local, beside)
-    return _checked(Address(coordinator, total, own, device, "srun"))
+    return Address(coordinator, total, own, device, "srun")
 
 
 def _by_open_mpi(environment: Mapping[str, str]) -> Address | None:
@@ -128,7 +122,7 @@ def _by_open_mpi(environment: Mapping[str, str]) -> Address | None:
         )
     name = host[1] or f"[{host[2]}]"
     device = _device(environment, local or 0, beside or 1)
-    return _checked(Address(f"{name}:{_port(job // _PORTS)}", total, own, device, "mpirun"))
+    return Address(f"{name}:{_port(job // _PORTS)}", total, own, device, "mpirun")
 
 
 def _has_tpu() -> bool:
