@@ -110,6 +110,14 @@ def here(places: int) -> tuple[str, ...]:
     return ("xla", "blocked", *([name] if can(places, mesh_lib.AxisRules()) else []))
 
 
+def chosen(implementation: str, places: int, window, rules: mesh_lib.AxisRules) -> str:
+    """The implementation that `auto` is, for rows of so many places."""
+    if implementation != "auto":
+        return implementation
+    can = isinstance(window, int) and not window and splash.can(places, rules)
+    return "splash" if jax.default_backend() == "tpu" and can else "blocked"
+
+
 def attend(
     q_BTNH,
     k_BSKH,
@@ -133,9 +141,7 @@ def attend(
     The kernels of `splash` and `triton` know no branches: rows that have them are computed as `blocked`. `auto` is
     `splash` on TPU where there is neither a window nor a row of an odd length or split over devices, else `blocked`.
     """
-    if implementation == "auto":
-        can = isinstance(window, int) and not window and splash.can(q_BTNH.shape[1], rules)
-        implementation = "splash" if jax.default_backend() == "tpu" and can else "blocked"
+    implementation = chosen(implementation, q_BTNH.shape[1], window, rules)
     if implementation in ("splash", "triton") and branches_BT is None:
         kernel = splash if implementation == "splash" else triton
         return kernel.attend(

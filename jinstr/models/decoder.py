@@ -13,7 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jinstr import errors
-from jinstr.models import attention, layers
+from jinstr.models import attention, layers, projected
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 
@@ -143,44 +143,22 @@ def block(
     branches_BT,
 ):
     """One layer. `cache` is None or (k_BSKH, v_BSKH, positions_BS, segments_BS, index); returns (x, (k, v))."""
-    B, T, _ = x_BTD.shape
-    a = layer.attention
     x_BTD = checkpoint_name(x_BTD, "input")
     h_BTD = layer.norm_attention(x_BTD)
-    # Named before norms and rotation: the backward pass of a norm needs what went in.
-    q_BTD, k_BTD, v_BTD = (
-        checkpoint_name(project(h_BTD), "attention") for project in (a.query, a.key, a.value)
-    )
-    q_BTNH = q_BTD.reshape(B, T, config.num_heads, config.head_dim)
-    k_BTKH = k_BTD.reshape(B, T, config.num_kv_heads, config.head_dim)
-    v_BTKH = v_BTD.reshape(B, T, config.num_kv_heads, config.head_dim)
-    if config.qk_norm:
-        q_BTNH, k_BTKH = a.query_norm(q_BTNH), a.key_norm(k_BTKH)
     (cos, sin), (local_cos, local_sin) = rope
     if local_cos is not cos:
         cos, sin = jnp.where(is_local, local_cos, cos), jnp.where(is_local, local_sin, sin)
-    q_BTNH, k_BTKH = layers.rotate(q_BTNH, cos, sin), layers.rotate(k_BTKH, cos, sin)
-    keys, values, positions_BS, segments_BS = k_BTKH, v_BTKH, positions_BT, segments_BT
-    if cache is not None:
-        old_k, old_v, positions_BS, segments_BS, index = cache
-        keys = jax.lax.dynamic_update_slice(old_k, k_BTKH.astype(old_k.dtype), (0, index, 0, 0))
-        values = jax.lax.dynamic_update_slice(old_v, v_BTKH.astype(old_v.dtype), (0, index, 0, 0))
-    out_BTNH = attention.attend(
-        q_BTNH,
-        keys,
-        values,
-        positions_BT,
-        positions_BS,
-        segments_BT,
-        segments_BS,
-        scale=config.query_scale or config.head_dim**-0.5,
-        window=jnp.where(is_local, config.window, 0) if any(config.local_layers) else 0,
-        softcap=config.attention_softcap,
-        implementation="xla" if cache is not None else config.attention,
-        branches_BT=branches_BT,
-        rules=rules,
-    )
-    out_BTD = checkpoint_name(a.out(out_BTNH.reshape(B, T, -1)), "attention")
+    window = jnp.where(is_local, config.window, 0) if any(config.local_layers) else 0
+    own = attention.chosen(config.attention, x_BTD.shape[1], window, rules)
+    kv = None
+    if own == "splash" and cache is None and branches_BT is None:
+        out_BTD = projected.heads_first(
+            config, layer.attention, h_BTD, (cos, sin), segments_BT, rules
+        )
+    else:
+        rest = (window, positions_BT, segments_BT, cache, rules, branches_BT)
+        out_BTD, kv = projected.places_first(config, layer.attention, h_BTD, (cos, sin), *rest)
+    out_BTD = checkpoint_name(out_BTD, "attention")
     if config.post_norms:
         out_BTD = layer.norm_attention_out(out_BTD)
     if config.parallel_residual:
@@ -189,12 +167,20 @@ def block(
         x_BTD = x_BTD + out_BTD
         mlp_BTD = layer.mlp(layer.norm_mlp(x_BTD))
         x_BTD = x_BTD + (layer.norm_mlp_out(mlp_BTD) if config.post_norms else mlp_BTD)
-    return mesh_lib.constrain(x_BTD, rules.spec("batch", "sequence", None)), (keys, values)
+    return mesh_lib.constrain(x_BTD, rules.spec("batch", "sequence", None)), kv
 
 
 def _but_gathered(primitive, *_, **__) -> bool:
     """Checkpoint policy: all that is computed may be kept, kernels that were gathered may not."""
     return primitive.name != "sharding_constraint"
+
+
+def _products(primitive, *operands, **params) -> bool:
+    """Checkpoint policy: what products of layers make may be kept; not what layers.rotate_by_product makes, which is
+    told by its precision."""
+    is_product = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+    turns = params.get("precision") == (jax.lax.Precision.HIGHEST,) * 2
+    return is_product(primitive, *operands, **params) and not turns
 
 
 def _remat(function, config: config_lib.DecoderConfig, gathers: bool):
@@ -203,7 +189,7 @@ def _remat(function, config: config_lib.DecoderConfig, gathers: bool):
     saveable = {
         "none": _but_gathered,
         "minimal": policies.save_only_these_names("attention", "mlp"),
-        "dots": policies.checkpoint_dots_with_no_batch_dims,
+        "dots": _products,
         "attention": policies.save_only_these_names("attention"),
         "full": None,
         "offload": policies.save_and_offload_only_these_names(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -93,6 +94,34 @@ class Linear(nnx.Module):
             low = matmul(x, self.lora_a[...].astype(x.dtype))
             y = y + matmul(low, self.lora_b[...].astype(x.dtype)) * self.lora_scale
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+
+    def to_heads(self, x_BTD, heads: int):
+        """The same, [B, heads, T, size_out // heads], as the product makes it: nothing is moved for it afterwards."""
+
+        def product(x, kernel):
+            kernel_DNH = kernel.astype(x.dtype).reshape(len(kernel), heads, -1)
+            return jnp.einsum("btd,dnh->bnth", x, kernel_DNH)
+
+        y = product(x_BTD, self.kernel[...])
+        if hasattr(self, "lora_a"):
+            low = matmul(x_BTD, self.lora_a[...].astype(x_BTD.dtype))
+            y = y + product(low, self.lora_b[...]) * self.lora_scale
+        if hasattr(self, "bias"):
+            y = y + self.bias[...].astype(y.dtype).reshape(heads, 1, -1)
+        return y
+
+    def from_heads(self, x_BNTH):
+        """The same of [B, N, T, H] → [B, T, D]; size_in = N · H."""
+
+        def product(x, kernel):
+            kernel_NHD = kernel.astype(x.dtype).reshape(x.shape[1], x.shape[3], -1)
+            return jnp.einsum("bnth,nhd->btd", x, kernel_NHD)
+
+        y = product(x_BNTH, self.kernel[...])
+        if hasattr(self, "lora_a"):
+            low = product(x_BNTH, self.lora_a[...])
+            y = y + matmul(low, self.lora_b[...].astype(low.dtype)) * self.lora_scale
+        return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
 
 
 class Norm(nnx.Module):
@@ -216,3 +245,19 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     cos, sin = cos.astype(x_BTNH.dtype), sin.astype(x_BTNH.dtype)
     parts = [first * cos - second * sin, second * cos + first * sin, x_BTNH[..., 2 * half :]]
     return jnp.concatenate(parts, axis=-1)
+
+
+def rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """The same bits for accelerators whose vectors do not halve well: halves change places by a matrix product.
+
+    Each of its sums has one term that is not 0, ± a number of x, so it is exact.
+    """
+    size, half = x.shape[-1], cos.shape[-1]
+    place = np.arange(half)
+    turned = np.zeros((size, size), np.float32)
+    turned[place + half, place], turned[place, place + half] = -1, 1
+    rest = [(0, 0)] * (cos.ndim - 1) + [(0, size - 2 * half)]
+    cos = jnp.pad(jnp.concatenate([cos, cos], axis=-1), rest, constant_values=1)
+    sin = jnp.pad(jnp.concatenate([sin, sin], axis=-1), rest)
+    other = jnp.matmul(x, turned.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
+    return x * cos.astype(x.dtype) + other * sin.astype(x.dtype)

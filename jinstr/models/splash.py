@@ -31,12 +31,21 @@ def can(places: int, rules: mesh_lib.AxisRules) -> bool:
 def attend(
     q_BTNH, k_BTKH, v_BTKH, segments_BT, *, scale: float, softcap: float, rules: mesh_lib.AxisRules
 ) -> jax.Array:
-    """Causal attention within segments, [B, T, N, H] in the type of v.
+    """Causal attention within segments, [B, T, N, H] in the type of v. Errors: those of `attend_heads`."""
+    q_BNTH, k_BKTH, v_BKTH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
+    settings = dict(scale=scale, softcap=softcap, rules=rules)
+    return attend_heads(q_BNTH, k_BKTH, v_BKTH, segments_BT, **settings).swapaxes(1, 2)
+
+
+def attend_heads(
+    q_BNTH, k_BKTH, v_BKTH, segments_BT, *, scale: float, softcap: float, rules: mesh_lib.AxisRules
+) -> jax.Array:
+    """The same with heads before places, as the kernel reads them: [B, N, T, H].
 
     Under a mesh every device computes its own rows and heads, of whole sequences.
     Errors: ConfigError where T is no multiple of 128, or the sequence is split over devices.
     """
-    T = q_BTNH.shape[1]
+    T = q_BNTH.shape[2]
     mesh = jax.sharding.get_abstract_mesh()
     if T % BLOCKS[-1]:
         raise errors.ConfigError(
@@ -49,8 +58,7 @@ def attend(
             "JI-ATTENTION-002",
             "attention = 'splash' needs whole sequences on a device; set MESH_CONTEXT=1 or attention = 'blocked'",
         )
-    q_BNTH = (q_BTNH * jax.numpy.asarray(scale, q_BTNH.dtype)).swapaxes(1, 2)
-    k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+    q_BNTH = q_BNTH * jax.numpy.asarray(scale, q_BNTH.dtype)
     local = functools.partial(_own_rows, softcap=softcap)
     if not mesh.empty:
         queries, keys = (rules.spec("batch", name, None, None) for name in ("heads", "kv_heads"))
@@ -60,7 +68,7 @@ def attend(
             out_specs=queries,
             check_vma=False,  # a Pallas call says nothing of it
         )
-    return local(q_BNTH, k_BKTH, v_BKTH, segments_BT).swapaxes(1, 2)
+    return local(q_BNTH, k_BKTH, v_BKTH, segments_BT)
 
 
 def _own_rows(q_BNTH, k_BKTH, v_BKTH, segments_BT, *, softcap: float) -> jax.Array:

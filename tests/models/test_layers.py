@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from jinstr.models import attention, layers
+from jinstr.models import attention, config, layers
 
 
 @pytest.mark.parametrize("size_in, size_out", [(8, 24), (24, 8), (8, 8)])
@@ -99,3 +100,55 @@ def test_gradients_of_attention_are_those_of_autodiff(softcap):
     # Negative control: another mask gives other gradients.
     wrong = gradients(plain, mask=jnp.ones_like(mask))
     assert all(np.abs(np.asarray(a - b)).max() > 1e-2 for a, b in zip(ours, wrong))
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_projections_by_heads_are_projections(rank):
+    """Values and gradients, with bias and adapters. Tolerance: sums in another order."""
+    lora = config.LoraConfig(rank=rank) if rank else None
+    rngs = nnx.Rngs(params=jax.random.key(0))
+    spec = jax.sharding.PartitionSpec(None, None)
+    settings = dict(scale=0.3, bias=True, dtype=jnp.float32, rngs=rngs, lora=lora)
+    with nnx.use_eager_sharding(False):  # annotations only
+        into, out = layers.Linear(12, 20, spec, **settings), layers.Linear(20, 12, spec, **settings)
+    draw = np.random.default_rng(0)
+    (into_graph, into_state), (out_graph, out_state) = nnx.split(into), nnx.split(out)
+    tree = {"into": nnx.to_pure_dict(into_state), "out": nnx.to_pure_dict(out_state)}
+    tree = jax.tree.map(lambda x: x + draw.normal(size=x.shape).astype(np.float32), tree)
+    x_BTD = jnp.asarray(draw.normal(size=(2, 6, 12)), jnp.float32)
+
+    def plain(tree, x):
+        y = nnx.merge(into_graph, tree["into"])(x).reshape(2, 6, 4, 5) ** 2
+        return nnx.merge(out_graph, tree["out"])(y.reshape(2, 6, 20))
+
+    def by_heads(tree, x):
+        y_BNTH = nnx.merge(into_graph, tree["into"]).to_heads(x, 4) ** 2
+        assert y_BNTH.shape == (2, 4, 6, 5)
+        return nnx.merge(out_graph, tree["out"]).from_heads(y_BNTH)
+
+    weight = draw.normal(size=(2, 6, 12)).astype(np.float32)
+    both = [
+        jax.value_and_grad(lambda t, x, f=f: (f(t, x) * weight).sum(), (0, 1))(tree, x_BTD)
+        for f in (plain, by_heads)
+    ]
+    for one, other in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
+    # Negative control: heads that are cut otherwise are something else.
+    assert not np.allclose(by_heads(tree, x_BTD[:, ::-1]), plain(tree, x_BTD), atol=1e-2)
+
+
+@pytest.mark.parametrize("half", [4, 3])
+def test_rotations_by_a_product_are_the_same_bits(half):
+    """Of whole heads and of a part of each. On the CPU a compiler may fuse a product and a sum, so op by op."""
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(2, 3, 5, 8)), jnp.float32)
+    angle = jnp.asarray(draw.uniform(0, 7, size=(2, 1, 5, half)), jnp.float32)
+    tables = jnp.cos(angle), jnp.sin(angle)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        found = layers.rotate_by_product(x.astype(dtype), *tables)
+        wanted = layers.rotate(x.astype(dtype), *tables)
+        assert found.dtype == dtype and (np.asarray(found) == np.asarray(wanted)).all()
+    # Negative control: the other way round.
+    assert not np.allclose(
+        layers.rotate_by_product(x, tables[0], -tables[1]), layers.rotate(x, *tables)
+    )
