@@ -13,7 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jinstr import errors
-from jinstr.models import attention, layers, projected
+from jinstr.models import attention, layers, projected, splash
 from jinstr.models import config as config_lib
 from jinstr.parallel import mesh as mesh_lib
 
@@ -151,7 +151,9 @@ def block(
     window = jnp.where(is_local, config.window, 0) if any(config.local_layers) else 0
     own = attention.chosen(config.attention, x_BTD.shape[1], window, rules)
     kv = None
-    if own == "splash" and cache is None and branches_BT is None:
+    # Smaller heads fill a part of a vector: made first, they take more of the chip's own memory than the kernel has.
+    first = config.head_dim % splash.LANES == 0
+    if own == "splash" and first and cache is None and branches_BT is None:
         out_BTD = projected.heads_first(
             config, layer.attention, h_BTD, (cos, sin), segments_BT, rules
         )

@@ -20,6 +20,7 @@ from jinstr.parallel import mesh as mesh_lib
 
 BLOCKS = (512, 256, 128)  # places that the kernel takes at a time: the largest that divides T
 BACKWARD_ELEMENTS = 2048 * 128  # of keys in one block of the backward pass, places times head size
+LANES = 128  # of a vector
 INTERPRET = False  # tests run the kernel's own code on the CPU
 
 
