@@ -142,12 +142,48 @@ def test_practice(base, command):
     one, two = compare(base, command, **settings)
     samples = several.lines(one / "samples.jsonl")
     assert several.lines(two / "samples.jsonl") == samples and len(samples) >= 6
+    compare_practice(command, one, two, EXACT)
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_asked_by_all_processes(base):
+    """It lies in parts on their devices, so scores agree within rounding; the first one asks the function beside it."""
+    settings = {
+        "DATA": base.folder / "rankings.jsonl",
+        "SEQ_LEN": 512,
+        "BATCH_TOKENS": 1024,
+        "NUM_STEPS": 4,
+        "LEARNING_RATE": 0.01,
+    }
+    several.Run(base, several.words(base.folder, "reward", "judge", **settings), 1).done()
+    reward = f"{base.folder}/judge,some_rewards:short*0.1"
+    settings = {
+        "MINIBATCHES": 2,
+        "ANSWERS": 2,
+        "KL_REWARD": 0.05,
+        "REWARD": reward,
+        "MESH_FSDP": 2,
+        "MESH_DATA": 1,
+    }
+    words = [several.words(base.folder, "ppo", f"judged{n}", **settings) for n in (1, 2)]
+    several.Run(base, words[0], 1, 2).done()
+    several.Run(base, words[1], 2, 1).done()
+    one, two = (base.folder / f"judged{n}" for n in (1, 2))
+    lines = compare_practice(
+        "model", one, two, tuple(n for n in EXACT if "score" not in n and "reward" not in n)
+    )
+    judged = [line["rl/reward/judge/mean"] for line in lines if "rl/reward/judge/mean" in line]
+    assert min(map(abs, judged)) > 0.01  # the model has an opinion
+
+
+def compare_practice(told_as, one, two, exact):
+    """The lines of two runs that are to be equal: those named `exact` to the bit, all others within rounding."""
     lines = [several.lines(folder / "metrics.jsonl") for folder in (one, two)]
     worst, compared = 0.0, 0
     for first, second in zip(*lines, strict=True):
         assert first.keys() == second.keys()
         for name in first.keys() - TIMES:
-            if name.startswith(EXACT):
+            if name.startswith(exact):
                 assert second[name] == first[name], name
             elif name in ROUNDING:  # themselves what rounding makes of two equal things
                 assert max(first[name], second[name]) < RELATIVE, name
@@ -155,11 +191,12 @@ def test_practice(base, command):
                 # Advantages are shifted to mean 0, and so is the loss: relative to 1 at least.
                 worst = max(worst, abs(second[name] - first[name]) / max(1.0, abs(first[name])))
                 compared += 1
-    told(command, worst=worst, compared=compared)
+    told(told_as, worst=worst, compared=compared)
     assert worst <= RELATIVE and compared > 20
     # Negative control: another iteration has other losses.
     losses = [line["rl/policy/loss"] for line in lines[1] if "rl/policy/loss" in line]
     assert abs(losses[0] - losses[1]) > 100 * RELATIVE
+    return lines[1]
 
 
 EXACT = (
