@@ -152,7 +152,11 @@ def test_a_sum_is_made_without_a_second_model():
     kernels = [base["blocks"]["mlp"][name]["kernel"] for name in ("gate", "up", "down")]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
     head = {"head": {"kernel": jnp.zeros((128, 61), jnp.bfloat16)}}
-    layer = step._serving_layer.lower(model, tuned["blocks"], 0).compile().memory_analysis()
+    layer = (
+        step.serving_layer.lower(model, mesh_lib.AxisRules(), tuned["blocks"], 0)
+        .compile()
+        .memory_analysis()
+    )
     pieces = step.serving_params(dataclasses.replace(model, tie_embeddings=False), tuned | head)
     assert pieces["head"] is head["head"]["kernel"]
     assert pieces["embedding"] is tuned["embed"]["embedding"]

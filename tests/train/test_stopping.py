@@ -75,6 +75,8 @@ def test_a_compilation_that_begins_after_the_signal_is_cut_too():
 def test_each_signal_asks_to_stop():
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2"):
         done = python(
+            # As a terminal has it: the tests may run in the background or under nohup.
+            f"signal.signal(signal.{name}, signal.SIG_DFL)\n"
             "with stopping.Signals() as signals, signals.during('step'):\n"
             f"    os.kill(os.getpid(), signal.{name})\n"
             "    print(signals.name)\n"
