@@ -32,6 +32,7 @@ _ENDED, _LEFT = "jinstr/ended", "jinstr/left/"
 
 _here = addresses.Address("", 1, 0)
 _client: Any = None
+_listener: threading.Thread | None = None
 _over = threading.Event()  # this process is about to end
 _last_word: Callable[[int, str], None] = print  # told of an end that another process brings
 
@@ -58,7 +59,7 @@ def start(last_word: Callable[[int, str], None]) -> None:
     last_word(status, words) is called before this process ends because of another one.
     Errors: ConfigError of addresses.find; PeerError where the others do not come.
     """
-    global _here, _client, _last_word
+    global _here, _client, _last_word, _listener
     address = addresses.find(os.environ) or addresses.of_tpu()
     if address is None or _client is not None:
         return
@@ -89,7 +90,8 @@ def start(last_word: Callable[[int, str], None]) -> None:
     if address.index:
         # What all of them do alike, the first one tells.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for good)
-    threading.Thread(target=_listen, name="processes", daemon=True).start()
+    _listener = threading.Thread(target=_listen, name="processes", daemon=True)
+    _listener.start()
 
 
 def _ended() -> dict | None:
@@ -171,5 +173,6 @@ def finish() -> None:
 
     _client.wait_at_barrier("jinstr/done", 24 * 3600 * 1000)
     _over.set()
+    _listener.join()  # Python's end would cut it off inside of the client, which aborts
     jax.distributed.shutdown()
     _client = None

@@ -369,3 +369,39 @@ def test_mpirun_needs_no_variables(world):
     assert done.returncode == 0 and "process 0 of 2, met at" in done.stdout, done.stderr[-3000:]
     about = json.loads((place / "mpirun/checkpoints/3/run.json").read_text("utf-8"))
     assert about["place"]["processes"] == 2
+
+
+# What a busy machine does: the thread that listens comes back from the service when Python is about to end.
+LATE = """
+import time
+from jinstr.parallel import processes
+
+processes.start(print)
+client = processes.client()
+
+class Late:
+    def __getattr__(self, name):
+        return getattr(client, name)
+
+    def key_value_try_get(self, key):
+        return client.blocking_key_value_get("what nobody sets", 1500)
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(3.0)
+
+processes._client = Late()
+kept = Slow()  # Python takes it away in the midst of its end
+time.sleep(2 * processes.LOOK_SECONDS)
+processes.finish()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_done_ends_with_0_on_a_busy_machine(world):
+    port, running = several.free_port(), []
+    for index in range(2):
+        own = {"JINSTR_COORDINATOR": f"127.0.0.1:{port}", "JINSTR_PROCESSES": "2"}
+        own |= world.environment() | {"JINSTR_PROCESS": str(index)}
+        running.append(subprocess.Popen([sys.executable, "-c", LATE], env=own))
+    assert [process.wait(300) for process in running] == [0, 0]
