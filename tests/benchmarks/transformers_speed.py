@@ -96,7 +96,9 @@ def own_side(folder: str):
         ),
     )  # fmt: skip
     abstract = state_lib.abstract_state(config, transform, mesh, rules, ema=False)
-    params = hf_read.load_params(hf_read.open_checkpoint(folder), abstract["params"], progress=False)
+    params = hf_read.load_params(
+        hf_read.open_checkpoint(folder), abstract["params"], progress=False
+    )
     first = jax.tree.map(jax.numpy.copy, params)  # the training step takes its buffers
     state = state_lib.state_with(params, transform, abstract, 0)
     update = state_lib.make_step(config, optimizer, transform, mesh, rules, abstract)
@@ -201,7 +203,7 @@ class Side:
 
     def __init__(self, python: str, side: str, folder: str):
         self._process = subprocess.Popen(
-            [python, __file__, "--serve", side, "--folder", folder],
+            [python, __file__, "--serve", side, "--folder", folder, "--rows", str(ROWS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -228,10 +230,14 @@ def compare_training(sides: dict[str, Side], rounds: int) -> None:
             losses[name] += told["losses"]
             seconds[name].append(statistics.median(told["seconds"]))
         ratios.append(min(seconds[n][-1] for n in sides if n != "jinstr") / seconds["jinstr"][-1])
-        print(f"round {turn}: " + ", ".join(f"{n} {s[-1] * 1e3:.0f} ms" for n, s in seconds.items()))
+        print(
+            f"round {turn}: " + ", ".join(f"{n} {s[-1] * 1e3:.0f} ms" for n, s in seconds.items())
+        )
     for name, values in seconds.items():
         middle = statistics.median(values[1:])
-        print(f"train, {name}: {middle * 1e3:.0f} ms a step, {ROWS * PLACES / middle:,.0f} tokens/s")
+        print(
+            f"train, {name}: {middle * 1e3:.0f} ms a step, {ROWS * PLACES / middle:,.0f} tokens/s"
+        )
     low, middle, high = np.percentile(ratios[1:], (25, 50, 75))
     print(f"train, fastest other side / jinstr: {middle:.3f} (quartiles {low:.3f} to {high:.3f})")
     for name in sides:
@@ -261,18 +267,25 @@ def compare_decoding(own: Side, other: Side, rounds: int) -> None:
 
 
 def main() -> None:
+    global ROWS
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--peers", default=sys.executable, help="python with torch and transformers")
+    parser.add_argument(
+        "--peers", default=sys.executable, help="python with torch and transformers"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rows", type=int, default=ROWS, help="of a training step")
     parser.add_argument("--only", choices=("train", "decode"), help="one half of it")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    ROWS = asked.rows
     if asked.serve:
         return serve(asked.serve, asked.folder)
     with tempfile.TemporaryDirectory() as folder:
         make(folder)
-        pythons = {name: sys.executable if name == "jinstr" else asked.peers for name in TRAIN_SIDES}
+        pythons = {
+            name: sys.executable if name == "jinstr" else asked.peers for name in TRAIN_SIDES
+        }
         sides = {name: Side(python, name, folder) for name, python in pythons.items()}
         if asked.only != "decode":
             compare_training(sides, asked.rounds)
