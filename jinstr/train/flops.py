@@ -17,7 +17,7 @@ import numpy as np
 
 from jinstr.models import config as config_lib
 from jinstr.models import decoder, lora
-from jinstr.parallel import processes
+from jinstr.parallel import processes, together
 
 
 def matmul_weights(config: config_lib.DecoderConfig) -> int:
@@ -74,6 +74,8 @@ class Meter:
         self._ceiling = np.inf
         if not processes.index():  # only the first of several processes tells of it
             self._ceiling = matmul_ceiling(decoder.compute_dtype(config)) * jax.device_count()
+        # The others wait here: between CPUs, in a collective that has not begun, they would for 30 s only.
+        together.barrier("ceiling")
         before = before or {}
         self.tokens_seen = before.get("tokens", 0.0)
         self.flops = before.get("flops", 0.0)
